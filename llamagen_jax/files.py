@@ -1,0 +1,45 @@
+"""Output files and folders that appear under their name only when they are whole."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from llamagen_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields PATH.partial to write a file or a folder to; it takes its name on success.
+
+    What an earlier run that was killed left under PATH.partial is removed first.
+
+    Args:
+      path: its parent folders are made.
+      overwrite: replace an existing file.
+
+    Raises:
+      InputError: `path` exists and is not to be overwritten, or cannot be written.
+    """
+    path = Path(path)
+    if not overwrite and path.exists():
+        raise InputError(f"{path} exists already; remove it or choose another name")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

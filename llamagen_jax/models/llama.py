@@ -1,0 +1,389 @@
+"""Llama transformer over image codes (LlamaGen, arXiv 2406.06525, section 2.2).
+
+Axes: B batch, L codes, T condition tokens, S = T + L positions, Q queried positions, D width,
+H heads, K key-value heads, Dh head width, N layers, V vocabulary.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_normal_init = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a class- or text-conditional transformer; the defaults are GPT-B at 256 px.
+
+    Attributes:
+      n_kv_heads: key-value heads shared by groups of query heads; None for one per query head.
+      grid_size: side of the code grid; the model predicts grid_size**2 codes.
+      condition: "class" (a label below num_classes; num_classes itself is the null class) or
+        "text" (caption_dim features for condition_length tokens).
+      condition_length: condition tokens before the codes; 1 for classes, 120 for text.
+      multiple_of: the FFN width is 8/3 dim rounded up to a multiple of this.
+      condition_rope: "zero" as in the original, where the rotary table is zero at condition
+        positions so that their queries and keys vanish, or "identity" for unrotated ones.
+      condition_dropout: share of the training conditions replaced by the null condition.
+      drop_path: when positive, whole residual branches are dropped at a rate that grows linearly
+        with depth up to this one, instead of `residual_dropout` and `ffn_dropout`.
+      dtype: compute dtype; parameters, norms, softmax and logits stay float32.
+
+    Raises:
+      ValueError: a value is impossible (the message names the field).
+    """
+
+    dim: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    n_kv_heads: int | None = None
+    vocab_size: int = 16384
+    grid_size: int = 16
+    condition: str = "class"
+    num_classes: int = 1000
+    condition_length: int = 1
+    caption_dim: int = 2048
+    multiple_of: int = 256
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    condition_rope: str = "zero"
+    condition_dropout: float = 0.1
+    token_dropout: float = 0.1
+    residual_dropout: float = 0.1
+    ffn_dropout: float = 0.1
+    drop_path: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.dim % self.n_heads or self.head_dim % 4:
+            raise ValueError(
+                f"dim={self.dim} must be n_heads={self.n_heads} times a multiple of 4 (2-D RoPE)"
+            )
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}")
+        choices = {
+            "condition": ("class", "text"),
+            "condition_rope": ("zero", "identity"),
+            "dtype": ("float32", "bfloat16"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field}={getattr(self, field)!r} must be one of {allowed}")
+        if self.condition == "class" and self.condition_length != 1:
+            raise ValueError(f"condition_length={self.condition_length} must be 1 for classes")
+        for field in ("n_layers", "vocab_size", "grid_size", "num_classes", "condition_length"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive")
+        rates = ("condition_dropout", "token_dropout", "residual_dropout", "ffn_dropout")
+        for field in (*rates, "drop_path"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be in [0, 1)")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        return -(-(8 * self.dim // 3) // self.multiple_of) * self.multiple_of
+
+    @property
+    def code_length(self) -> int:
+        return self.grid_size**2
+
+
+class Llama(nn.Module):
+    """RMSNorm, SwiGLU and 2-D RoPE decoder-only transformer.
+
+    Attributes:
+      scan_layers: True stores the layers' parameters stacked under "layers" and scans over them, so
+        that compile time does not depend on depth; False keeps "layers_0", "layers_1", ... apart,
+        which decodes faster. `unstack_layers` turns the first kind of parameters into the second.
+    """
+
+    config: LlamaConfig
+    scan_layers: bool = True
+
+    def setup(self):
+        c = self.config
+        self.codes_embedding = nn.Embed(c.vocab_size, c.dim, embedding_init=_normal_init)
+        self.condition_embedding = ConditionEmbedding(c)
+        self.token_dropout = nn.Dropout(c.token_dropout)
+        if self.scan_layers:
+            self.layers = nn.scan(
+                Block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, 0, nn.broadcast, nn.broadcast),
+                length=c.n_layers,
+            )(c)
+        else:
+            self.layers = [Block(c) for _ in range(c.n_layers)]
+        self.norm = RMSNorm(c.norm_eps)
+        self.output = self.param("output", nn.initializers.zeros, (c.dim, c.vocab_size))
+
+    def __call__(
+        self,
+        codes: jax.Array,
+        condition: jax.Array,
+        condition_mask: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Teacher-forced logits.
+
+        Args:
+          codes: int [B, L]; the last code is never an input, so it may be anything.
+          condition: int labels [B] in [0, num_classes], or text features [B, T, caption_dim].
+          condition_mask: bool [B, T], False at padding; None for no padding.
+          train: draw dropout of conditions, activations and paths from the "dropout" rng.
+
+        Returns:
+          float32 [B, L, V]; logits[:, i] predicts codes[:, i] from condition and codes[:, :i].
+        """
+        c = self.config
+        drop = None
+        if train and c.condition_dropout:
+            key = self.make_rng("dropout")
+            drop = jax.random.bernoulli(key, c.condition_dropout, codes.shape[:1])
+        x = self.embed_condition(condition, condition_mask, drop)
+        x = jnp.concatenate([x, self.embed_codes(codes[:, :-1])], axis=1)
+        x = self.token_dropout(x, deterministic=not train)
+        x, _ = self.transform(x, jnp.arange(x.shape[1]), condition_mask, train=train)
+        return self.logits(x[:, c.condition_length - 1 :])
+
+    def embed_condition(self, condition, condition_mask=None, drop=None) -> jax.Array:
+        """Condition tokens [B, T, D]; `drop`, bool [B], puts the null condition in its place."""
+        return self.condition_embedding(condition, condition_mask, drop)
+
+    def embed_codes(self, codes: jax.Array) -> jax.Array:
+        """Codes, int [B, Q], to embeddings [B, Q, D] in the compute dtype."""
+        return self.codes_embedding(codes).astype(self.config.dtype)
+
+    def transform(self, x, positions, condition_mask=None, cache=None, train=False):
+        """Runs the layers on Q consecutive positions.
+
+        Args:
+          x: [B, Q, D] embeddings.
+          positions: int [Q], the condition first: 0 ... T + L - 1.
+          condition_mask: bool [B, T], False at padding; None for no padding.
+          cache: keys and values of earlier positions from `init_cache`, or None.
+          train: apply dropout.
+
+        Returns:
+          [B, Q, D] before the last norm, and the cache with these positions filled in.
+        """
+        c = self.config
+        num_keys = x.shape[1] if cache is None else c.condition_length + c.code_length
+        mask = attention_mask(positions, num_keys, condition_mask)
+        cos_sin = rope_table(c)[positions]
+        rates = np.linspace(0, c.drop_path, c.n_layers, dtype=np.float32)
+        where = (positions[0], cos_sin, mask)
+        if self.scan_layers:
+            return self.layers(x, rates, cache, where, train)
+        new_cache = []
+        for i, layer in enumerate(self.layers):
+            x, layer_cache = layer(x, rates[i], cache and cache[i], where, train)
+            new_cache.append(layer_cache)
+        return x, new_cache
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Final norm and output layer: [B, Q, D] to float32 [B, Q, V]."""
+        dtype = self.config.dtype
+        x = self.norm(x).astype(dtype)
+        return jnp.dot(x, self.output.astype(dtype), preferred_element_type=jnp.float32)
+
+    def extend(self, x, positions, condition_mask, cache):
+        """`transform`, then the logits [B, V] of the last position; also returns the cache."""
+        x, cache = self.transform(x, positions, condition_mask, cache)
+        return self.logits(x[:, -1]), cache
+
+    def for_decoding(self, params: dict) -> tuple["Llama", dict]:
+        """The same model with its layers apart and its matrices in the compute dtype.
+
+        Inside `jit`, before the decoding loop: each step then reads every weight once, in place.
+
+        Args:
+          params: parameters with stacked layers.
+
+        Returns:
+          The unrolled model and the variables to apply it with.
+        """
+
+        def cast(leaf):
+            return leaf.astype(self.config.dtype) if leaf.ndim > 1 else leaf
+
+        params = jax.tree.map(cast, unstack_layers(params))
+        return self.clone(scan_layers=False), {"params": params}
+
+    def init_cache(self, batch_size: int) -> Any:
+        """An empty key-value cache: leaves of shape [B, S, K, Dh] per layer, in compute dtype."""
+        c = self.config
+        shape = (batch_size, c.condition_length + c.code_length, c.kv_heads, c.head_dim)
+        if self.scan_layers:
+            shape = (c.n_layers, *shape)
+            return {"k": jnp.zeros(shape, c.dtype), "v": jnp.zeros(shape, c.dtype)}
+        return [
+            {"k": jnp.zeros(shape, c.dtype), "v": jnp.zeros(shape, c.dtype)}
+            for _ in range(c.n_layers)
+        ]
+
+
+class ConditionEmbedding(nn.Module):
+    """Class label or text features to T tokens of width D."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, condition, condition_mask, drop):
+        c = self.config
+        if c.condition == "class":
+            labels = condition if drop is None else jnp.where(drop, c.num_classes, condition)
+            table = nn.Embed(c.num_classes + 1, c.dim, embedding_init=_normal_init, name="classes")
+            return table(labels)[:, None].astype(c.dtype)
+        # A fixed random buffer of the original, kept with the parameters but never trained.
+        null = self.param(
+            "null_features",
+            nn.initializers.normal(c.caption_dim**-0.5),
+            (c.condition_length, c.caption_dim),
+        )
+        features = condition.astype(c.dtype)
+        if condition_mask is not None:
+            features = features * condition_mask[..., None]
+        if drop is not None:
+            null = jax.lax.stop_gradient(null).astype(c.dtype)
+            features = jnp.where(drop[:, None, None], null, features)
+        hidden = nn.gelu(_dense(c.dim, c, "fc1")(features), approximate=True)
+        return _dense(c.dim, c, "fc2")(hidden)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU, each with dropout or drop-path on its residual branch."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x, drop_path_rate, cache, where, train):
+        c = self.config
+
+        def residual(branch, dropout):
+            if c.drop_path:
+                return self._drop_path(branch, drop_path_rate, train)
+            return nn.Dropout(dropout)(branch, deterministic=not train)
+
+        attended, cache = Attention(c, name="attention")(
+            RMSNorm(c.norm_eps, name="attention_norm")(x), cache, where
+        )
+        x = x + residual(attended, c.residual_dropout)
+        y = RMSNorm(c.norm_eps, name="ffn_norm")(x)
+        hidden = nn.silu(_dense(c.ffn_dim, c, "gate")(y)) * _dense(c.ffn_dim, c, "up")(y)
+        x = x + residual(_dense(c.dim, c, "down")(hidden), c.ffn_dropout)
+        return x, cache
+
+    def _drop_path(self, branch, rate, train):
+        if not train:
+            return branch
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (branch.shape[0], 1, 1))
+        return jnp.where(keep, branch / (1 - rate).astype(branch.dtype), 0)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions, grouped key-value heads and optional cache."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x, cache, where):
+        c = self.config
+        start, cos_sin, mask = where
+        B, Q, D = x.shape
+        q = _dense(c.n_heads * c.head_dim, c, "q")(x).reshape(B, Q, c.n_heads, c.head_dim)
+        k = _dense(c.kv_heads * c.head_dim, c, "k")(x).reshape(B, Q, c.kv_heads, c.head_dim)
+        v = _dense(c.kv_heads * c.head_dim, c, "v")(x).reshape(B, Q, c.kv_heads, c.head_dim)
+        q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+        if cache is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, start, axis=1)
+            cache = {"k": k, "v": v}
+        attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        return _dense(D, c, "out")(attended.reshape(B, Q, -1)), cache
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, computed in float32, returned in x's dtype."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.epsilon)
+        return (y * scale).astype(x.dtype)
+
+
+def rope_table(config: LlamaConfig) -> jax.Array:
+    """2-D rotary table, float32 [S, Dh/2, 2] of (cos, sin).
+
+    The first half of the pairs turns with the code's row, the second with its column, each at
+    frequencies rope_base ** (-2i / (Dh/2)). Condition positions come first, see `condition_rope`.
+    """
+    half = config.head_dim // 2
+    frequencies = config.rope_base ** (-np.arange(0, half, 2) / half)
+    row, column = np.indices((config.grid_size, config.grid_size)).reshape(2, -1)
+    angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1)
+    codes = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    condition = np.zeros((config.condition_length, half, 2))
+    condition[..., 0] = config.condition_rope == "identity"
+    return jnp.asarray(np.concatenate([condition, codes]), jnp.float32)
+
+
+def rotate(x: jax.Array, cos_sin: jax.Array) -> jax.Array:
+    """Turns the pairs (2i, 2i+1) of x [B, Q, H, Dh] by cos_sin [Q, Dh/2, 2], in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    cos, sin = cos_sin[None, :, None, :, 0], cos_sin[None, :, None, :, 1]
+    first = pairs[..., 0] * cos - pairs[..., 1] * sin
+    second = pairs[..., 1] * cos + pairs[..., 0] * sin
+    return jnp.stack([first, second], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def attention_mask(positions, num_keys: int, condition_mask=None) -> jax.Array:
+    """Which keys each query sees: those not after it that are not padding, and always itself.
+
+    Args:
+      positions: int [Q] of the queries.
+      num_keys: S; key j stands at position j.
+      condition_mask: bool [B, T], False where the condition is padding, or None.
+
+    Returns:
+      bool [B, 1, Q, S], or [1, 1, Q, S] without a condition mask.
+    """
+    keys = jnp.arange(num_keys)
+    mask = (keys <= positions[:, None])[None]
+    if condition_mask is not None:
+        codes_valid = ((0, 0), (0, num_keys - condition_mask.shape[1]))
+        valid = jnp.pad(condition_mask.astype(bool), codes_valid, constant_values=True)
+        mask = mask & valid[:, None, :] | (keys == positions[:, None])
+    return mask[:, None]
+
+
+def unstack_layers(params: dict) -> dict:
+    """Parameters of `Llama(config)` to those of `Llama(config, scan_layers=False)`."""
+    params = dict(params)
+    stacked = params.pop("layers")
+    for i in range(jax.tree.leaves(stacked)[0].shape[0]):
+        params[f"layers_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+    return params
+
+
+def _dense(features: int, c: LlamaConfig, name: str):
+    return nn.Dense(
+        features, use_bias=False, dtype=jnp.dtype(c.dtype), kernel_init=_normal_init, name=name
+    )

@@ -1,0 +1,315 @@
+"""VQGAN tokenizer: images to a grid of codes and back (LlamaGen, arXiv 2406.06525, section 2.1).
+
+Axes: B batch, H W pixels, h w code grid, C channels, E code width, K codebook entries.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+# PyTorch's default for convolutions: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# Temperature of the code distribution whose entropies the original regularises.
+_ENTROPY_TEMPERATURE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANConfig:
+    """Sizes of a VQGAN; the defaults are the published VQ-16 (72M parameters).
+
+    Raises:
+      ValueError: a size is impossible (the message names the field).
+    """
+
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    codebook_size: int = 16384
+    codebook_dim: int = 8
+    l2_normalize: bool = True
+    commitment_weight: float = 0.25
+    entropy_weight: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        if self.base_channels % 32:
+            raise ValueError(
+                f"base_channels={self.base_channels} must be a multiple of 32 (GroupNorm groups)"
+            )
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(f"channel_multipliers={self.channel_multipliers} must be positive")
+        for field in ("num_res_blocks", "z_channels", "codebook_size", "codebook_dim"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
+
+    @property
+    def downsampling(self) -> int:
+        """Side in pixels of the image patch that one code stands for."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+@flax.struct.dataclass
+class VQGANOutput:
+    """What a forward pass computes.
+
+    Attributes:
+      reconstruction: float32 [B, H, W, 3], roughly in [-1, 1].
+      codes: int32 [B, h, w].
+      prequant: float32 [B, h, w, E], the latent before normalisation and look-up.
+      vq_loss: scalar, mean squared distance that pulls codebook entries to latents.
+      commitment_loss: scalar, the same distance pulling latents, times `commitment_weight`.
+      entropy_loss: scalar, times `entropy_weight`; not computed (0) when that is 0.
+    """
+
+    reconstruction: jax.Array
+    codes: jax.Array
+    prequant: jax.Array
+    vq_loss: jax.Array
+    commitment_loss: jax.Array
+    entropy_loss: jax.Array
+
+
+class VQGAN(nn.Module):
+    """Encoder, l2-normalised codebook with straight-through gradient, decoder."""
+
+    config: VQGANConfig
+
+    def setup(self):
+        c = self.config
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+        self.quantizer = Quantizer(c)
+        self.quant_conv = _conv(c.codebook_dim, 1, c)
+        self.post_quant_conv = _conv(c.z_channels, 1, c)
+
+    def __call__(self, images: jax.Array) -> VQGANOutput:
+        """Reconstructs `images`, float [B, H, W, 3] in [-1, 1], sides divisible by `downsampling`.
+
+        The gradient of the reconstruction passes the look-up unchanged to the (normalised) latent.
+        """
+        prequant = self._latents(images)
+        quantized, codes, losses = self.quantizer(prequant)
+        reconstruction = self._pixels(quantized)
+        return VQGANOutput(reconstruction, codes, prequant, *losses)
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Images, float [B, H, W, 3] in [-1, 1], to int32 codes [B, h, w]."""
+        return self.quantizer.nearest(self._latents(images))
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """Codes, int [B, h, w], to float32 images [B, H, W, 3] in [-1, 1].
+
+        Not clipped: like any regression the decoder overshoots a little at saturated pixels.
+        """
+        return self._pixels(self.quantizer.embed(codes))
+
+    def _latents(self, images):
+        for side in images.shape[1:3]:
+            if side % self.config.downsampling:
+                raise ValueError(
+                    f"image side {side} is not divisible by the tokenizer's downsampling "
+                    f"of {self.config.downsampling}"
+                )
+        return self.quant_conv(self.encoder(images)).astype(jnp.float32)
+
+    def _pixels(self, quantized):
+        return self.decoder(self.post_quant_conv(quantized)).astype(jnp.float32)
+
+
+class Quantizer(nn.Module):
+    """Nearest-neighbour look-up in the codebook, in float32 whatever the compute dtype.
+
+    The original runs the distances in bf16 under autocast, which changes about 6 % of the codes on
+    random latents; here they take the highest matmul precision.
+    """
+
+    config: VQGANConfig
+
+    def setup(self):
+        c = self.config
+
+        def init(key, shape):
+            codebook = jax.random.uniform(key, shape, minval=-1 / shape[0], maxval=1 / shape[0])
+            return _l2_normalize(codebook) if c.l2_normalize else codebook
+
+        self.codebook = self.param("codebook", init, (c.codebook_size, c.codebook_dim))
+
+    def _entries(self):
+        return _l2_normalize(self.codebook) if self.config.l2_normalize else self.codebook
+
+    def _scores(self, latents):
+        """Float32 [..., K]: minus half the squared distance to each entry, up to a row constant."""
+        entries = self._entries()
+        products = jnp.dot(latents, entries.T, precision=jax.lax.Precision.HIGHEST)
+        return products - 0.5 * jnp.sum(entries**2, axis=-1)
+
+    def nearest(self, prequant: jax.Array) -> jax.Array:
+        """Latents, float [..., E], to the int32 index [...] of the nearest codebook entry."""
+        latents = _l2_normalize(prequant) if self.config.l2_normalize else prequant
+        return jnp.argmax(self._scores(latents), axis=-1).astype(jnp.int32)
+
+    def embed(self, codes: jax.Array) -> jax.Array:
+        """Codes, int [...], to float32 entries [..., E] of the (normalised) codebook."""
+        return self._entries()[codes]
+
+    def __call__(self, prequant: jax.Array):
+        """Quantizes float32 latents [B, h, w, E].
+
+        Returns:
+          quantized [B, h, w, E] with straight-through gradient, codes int32 [B, h, w], and the
+          three scalar losses (vq, commitment, entropy) of `VQGANOutput`.
+        """
+        c = self.config
+        latents = _l2_normalize(prequant) if c.l2_normalize else prequant
+        scores = self._scores(latents)
+        codes = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        entries = self.embed(codes)
+        stop = jax.lax.stop_gradient
+        vq_loss = jnp.mean((entries - stop(latents)) ** 2)
+        commitment_loss = c.commitment_weight * jnp.mean((stop(entries) - latents) ** 2)
+        entropy_loss = jnp.zeros(())
+        if c.entropy_weight:
+            entropy_loss = c.entropy_weight * _entropy_loss(2 * scores)
+        quantized = latents + stop(entries - latents)
+        return quantized, codes, (vq_loss, commitment_loss, entropy_loss)
+
+
+class Encoder(nn.Module):
+    """Images [B, H, W, 3] to latents [B, h, w, z_channels]."""
+
+    config: VQGANConfig
+
+    @nn.compact
+    def __call__(self, images):
+        c = self.config
+        last = len(c.channel_multipliers) - 1
+        x = _conv(c.base_channels, 3, c, name="conv_in")(images)
+        for level, multiplier in enumerate(c.channel_multipliers):
+            for block in range(c.num_res_blocks):
+                x = ResBlock(c.base_channels * multiplier, c, name=f"level_{level}_res_{block}")(x)
+                if level == last:
+                    x = AttentionBlock(c, name=f"level_{level}_attention_{block}")(x)
+            if level != last:
+                x = Downsample(c, name=f"level_{level}_downsample")(x)
+        x = _middle(x, c)
+        x = nn.swish(_norm(c, "norm_out")(x))
+        return _conv(c.z_channels, 3, c, name="conv_out")(x)
+
+
+class Decoder(nn.Module):
+    """Latents [B, h, w, z_channels] to images [B, H, W, 3]; level 0 is the lowest resolution."""
+
+    config: VQGANConfig
+
+    @nn.compact
+    def __call__(self, latents):
+        c = self.config
+        last = len(c.channel_multipliers) - 1
+        x = _conv(c.base_channels * c.channel_multipliers[-1], 3, c, name="conv_in")(latents)
+        x = _middle(x, c)
+        for level, multiplier in enumerate(reversed(c.channel_multipliers)):
+            for block in range(c.num_res_blocks + 1):
+                x = ResBlock(c.base_channels * multiplier, c, name=f"level_{level}_res_{block}")(x)
+                if level == 0:
+                    x = AttentionBlock(c, name=f"level_{level}_attention_{block}")(x)
+            if level != last:
+                x = Upsample(c, name=f"level_{level}_upsample")(x)
+        x = nn.swish(_norm(c, "norm_out")(x))
+        return _conv(3, 3, c, name="conv_out")(x)
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a shortcut."""
+
+    channels: int
+    config: VQGANConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        y = _conv(self.channels, 3, c, name="conv1")(nn.swish(_norm(c, "norm1")(x)))
+        y = _conv(self.channels, 3, c, name="conv2")(nn.swish(_norm(c, "norm2")(y)))
+        if x.shape[-1] != self.channels:
+            x = _conv(self.channels, 1, c, name="shortcut")(x)
+        return x + y
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions of the grid."""
+
+    config: VQGANConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        B, h, w, C = x.shape
+        y = _norm(c, "norm")(x)
+        q, k, v = (_conv(C, 1, c, name=name)(y).reshape(B, h * w, 1, C) for name in ("q", "k", "v"))
+        y = jax.nn.dot_product_attention(q, k, v).reshape(B, h, w, C)
+        return x + _conv(C, 1, c, name="out")(y)
+
+
+class Downsample(nn.Module):
+    """Halves the sides: one row and column of zeros at the far edges, then stride 2."""
+
+    config: VQGANConfig
+
+    @nn.compact
+    def __call__(self, x):
+        padding = ((0, 1), (0, 1))
+        return _conv(x.shape[-1], 3, self.config, name="conv", strides=2, padding=padding)(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the sides: nearest neighbour, then a convolution."""
+
+    config: VQGANConfig
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return _conv(x.shape[-1], 3, self.config, name="conv")(x)
+
+
+def _middle(x, c: VQGANConfig):
+    x = ResBlock(x.shape[-1], c, name="middle_res_0")(x)
+    x = AttentionBlock(c, name="middle_attention")(x)
+    return ResBlock(x.shape[-1], c, name="middle_res_1")(x)
+
+
+def _conv(channels, kernel, c: VQGANConfig, *, name=None, strides=1, padding="SAME"):
+    return nn.Conv(
+        channels,
+        (kernel, kernel),
+        strides,
+        padding,
+        dtype=jnp.dtype(c.dtype),
+        kernel_init=_kernel_init,
+        name=name,
+    )
+
+
+def _norm(c: VQGANConfig, name: str):
+    return nn.GroupNorm(32, epsilon=1e-6, dtype=jnp.dtype(c.dtype), name=name)
+
+
+def _l2_normalize(x):
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-24))
+
+
+def _entropy_loss(affinities):
+    """Mean entropy of each latent's code distribution minus the entropy of their mean."""
+    affinities = affinities.reshape(-1, affinities.shape[-1]) / _ENTROPY_TEMPERATURE
+    log_probs = jax.nn.log_softmax(affinities)
+    probs = jnp.exp(log_probs)
+    mean_probs = jnp.mean(probs, axis=0)
+    sample_entropy = -jnp.mean(jnp.sum(probs * log_probs, axis=-1))
+    mean_entropy = -jnp.sum(mean_probs * jnp.log(mean_probs + 1e-5))
+    return sample_entropy - mean_entropy
