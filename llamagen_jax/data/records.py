@@ -1,0 +1,219 @@
+"""Dataset folders: `*.array_record` shards of msgpack maps, described by a `manifest.json`.
+
+A record is a dict with any of these keys: `image` (encoded bytes), `label` (int), `captions`
+(list of str), `codes` (uint16 [crops, L]: one row per crop of the image).
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (makes "bfloat16" a dtype name that numpy knows)
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from llamagen_jax.errors import InputError
+from llamagen_jax.files import staged
+
+SCHEMA_VERSION = 1
+_ARRAY = 1  # msgpack extension type of a numpy array
+
+
+def pack(record: dict) -> bytes:
+    """A record as msgpack bytes; arrays may have any shape and any numeric dtype.
+
+    Raises TypeError for values that `unpack` could not give back unchanged.
+    """
+    return msgpack.packb(record, default=_encode_array)
+
+
+def unpack(data: bytes) -> dict:
+    """The record that `pack` was given; its arrays are read-only."""
+    return msgpack.unpackb(data, ext_hook=_decode_array)
+
+
+def _encode_array(value: object) -> msgpack.ExtType:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"a record cannot hold a {type(value).__name__}")
+    if value.dtype.hasobject or np.dtype(value.dtype.name) != value.dtype:
+        raise TypeError(f"a record cannot hold an array of dtype {value.dtype!r}")
+    return msgpack.ExtType(_ARRAY, msgpack.packb((value.dtype.name, value.shape, value.tobytes())))
+
+
+def _decode_array(code: int, data: bytes) -> np.ndarray:
+    if code != _ARRAY:
+        raise ValueError(f"unknown msgpack extension type {code}")
+    dtype, shape, buffer = msgpack.unpackb(data)
+    return np.frombuffer(buffer, np.dtype(dtype)).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of a dataset folder, as it was when it was written."""
+
+    name: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerId:
+    """The image tokenizer that made the codes: its name, its weights' hash, its codebook's size."""
+
+    name: str
+    sha256: str
+    codebook_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a dataset folder holds; its `manifest.json`.
+
+    `image_size` is the side of the stored (or encoded) images in pixels, None if it varies;
+    `code_shape` is (crops, L) where the records hold codes.
+    """
+
+    shards: tuple[Shard, ...]
+    image_size: int | None = None
+    class_names: tuple[str, ...] = ()
+    tokenizer: TokenizerId | None = None
+    code_shape: tuple[int, int] | None = None
+    version: int = SCHEMA_VERSION
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike) -> "Manifest":
+        """Raises InputError if the manifest is absent, damaged or of another schema version."""
+        path = Path(folder) / "manifest.json"
+        try:
+            fields = json.loads(path.read_text())
+            version = fields["version"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(
+                f"'{folder}' is not a dataset folder: it has no manifest.json; check the path"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"'{path}' is damaged: write the dataset again") from error
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"'{path}' has schema version {version} but only {SCHEMA_VERSION} can be read: "
+                "write the dataset again"
+            )
+        try:
+            tokenizer, code_shape = fields["tokenizer"], fields["code_shape"]
+            return cls(
+                shards=tuple(Shard(**shard) for shard in fields["shards"]),
+                image_size=fields["image_size"],
+                class_names=tuple(fields["class_names"]),
+                tokenizer=tokenizer and TokenizerId(**tokenizer),
+                code_shape=code_shape and tuple(code_shape),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"'{path}' is damaged: write the dataset again") from error
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """Replaces the manifest of a folder in one step."""
+        path = Path(folder) / "manifest.json"
+        with staged(path, overwrite=True) as partial:
+            partial.write_text(json.dumps(dataclasses.asdict(self), indent=2))
+
+
+def write_dataset(
+    folder: str | os.PathLike,
+    records: Iterable[dict],
+    *,
+    shard_size: int = 10_000,
+    image_size: int | None = None,
+    class_names: tuple[str, ...] = (),
+    tokenizer: TokenizerId | None = None,
+    code_shape: tuple[int, int] | None = None,
+) -> Manifest:
+    """Writes a dataset folder of `shard_size` records per shard and returns its manifest.
+
+    The folder appears when it is complete. Raises InputError if it exists or there are no records.
+    """
+    with staged(folder) as partial:
+        partial.mkdir()
+        shards = []
+        records = iter(records)
+        for first in records:
+            rest = itertools.islice(records, shard_size - 1)
+            path = partial / f"{len(shards):05d}.array_record"
+            shards.append(_write_shard(path, itertools.chain([first], rest)))
+        if not shards:
+            raise InputError(f"there are no records to write to '{folder}': check the input")
+        manifest = Manifest(tuple(shards), image_size, class_names, tokenizer, code_shape)
+        manifest.write(partial)
+    return manifest
+
+
+def _write_shard(path: Path, records: Iterable[dict]) -> Shard:
+    # Groups of one record make random access read exactly one record.
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    count = 0
+    for record in records:
+        writer.write(pack(record))
+        count += 1
+    writer.close()
+    return Shard(path.name, count, path.stat().st_size, _sha256(path))
+
+
+def open_shards(folder: str | os.PathLike, manifest: Manifest) -> tuple[ArrayRecordDataSource, ...]:
+    """Random access to the packed records of each shard, in the manifest's order.
+
+    Raises InputError if the files differ from the manifest in names, sizes or record counts;
+    their contents are not read (see `verify`).
+    """
+    folder = Path(folder)
+    listed = {shard.name for shard in manifest.shards}
+    for path in sorted(folder.glob("*.array_record")):
+        if path.name not in listed:
+            raise InputError(f"'{path}' is not in the manifest: remove it from the folder")
+    return tuple(_open_shard(folder / shard.name, shard) for shard in manifest.shards)
+
+
+def _open_shard(path: Path, shard: Shard) -> ArrayRecordDataSource:
+    if not path.exists():
+        raise InputError(f"shard '{path}' is missing: copy or write the dataset again")
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise InputError(
+            f"shard '{path}' has {size} bytes instead of {shard.bytes}: "
+            "copy or write the dataset again"
+        )
+    try:
+        source = ArrayRecordDataSource(str(path))
+    except RuntimeError as error:
+        raise InputError(
+            f"shard '{path}' cannot be opened: copy or write the dataset again"
+        ) from error
+    if len(source) != shard.records:
+        raise InputError(
+            f"shard '{path}' has {len(source)} records instead of {shard.records}: "
+            "copy or write the dataset again"
+        )
+    return source
+
+
+def verify(folder: str | os.PathLike) -> None:
+    """Reads a whole dataset folder; raises InputError at the first shard with a wrong sha256."""
+    manifest = Manifest.read(folder)
+    open_shards(folder, manifest)
+    for shard in manifest.shards:
+        path = Path(folder) / shard.name
+        if _sha256(path) != shard.sha256:
+            raise InputError(
+                f"shard '{path}' has changed since it was written (sha256): "
+                "copy or write the dataset again"
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,158 @@
+"""Random-access sources of labelled images or codes.
+
+A source has a length, gives records by index (see `records` for their keys), knows its class
+names, names a record for messages, and can be pickled: files are opened in the process that
+reads them. Reading a damaged record raises whatever the reader raises.
+"""
+
+import bisect
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from llamagen_jax.data.records import Manifest, open_shards, unpack
+from llamagen_jax.errors import InputError, nearest
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+class DigitsSource:
+    """The 1797 handwritten digits that come with scikit-learn, 20 % of each class held out.
+
+    Records are {"image": uint8 [32, 32, 3] grey, "label": int}. `split` is "train" or "test".
+    """
+
+    def __init__(self, split: str):
+        """Raises InputError for another split, or without scikit-learn."""
+        if split not in ("train", "test"):
+            raise InputError(
+                f"the digits have no split '{split}': {nearest(split, ('train', 'test'))}"
+            )
+        try:
+            from sklearn.datasets import load_digits
+            from sklearn.model_selection import train_test_split
+        except ImportError:
+            raise InputError(
+                'the digits need scikit-learn: pip install "llamagen_jax[eval]"'
+            ) from None
+        digits = load_digits()
+        train, test = train_test_split(
+            np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0
+        )
+        chosen = train if split == "train" else test
+        self._split = split
+        self._images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+        self._labels = digits.target[chosen]
+        self.class_names = tuple(map(str, digits.target_names))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict:
+        small = Image.fromarray(self._images[index])
+        image = small.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB")
+        return {"image": np.asarray(image), "label": int(self._labels[index])}
+
+    def name(self, index: int) -> str:
+        return f"digit {index} of '{self._split}'"
+
+    def __repr__(self) -> str:
+        return f"DigitsSource('{self._split}', {len(self)} records)"
+
+
+class ImageFolderSource:
+    """`FOLDER/CLASS NAME/*.{jpg,jpeg,png,webp}`; labels number the sorted class names.
+
+    Records are {"image": encoded bytes, "label": int}.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        """Raises InputError if the folder is missing or has no images."""
+        self._folder = Path(folder)
+        if not self._folder.is_dir():
+            raise InputError(f"there is no image folder '{folder}': check the path")
+        self.class_names = tuple(sorted(p.name for p in self._folder.iterdir() if p.is_dir()))
+        self._files = [
+            (str(path), label)
+            for label, name in enumerate(self.class_names)
+            for path in sorted((self._folder / name).iterdir())
+            if path.suffix.lower() in _IMAGE_SUFFIXES
+        ]
+        if not self._files:
+            raise InputError(
+                f"'{folder}' has no images: give a folder with one subfolder per class that "
+                f"holds {', '.join(sorted(_IMAGE_SUFFIXES))} files"
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict:
+        path, label = self._files[index]
+        return {"image": Path(path).read_bytes(), "label": label}
+
+    def name(self, index: int) -> str:
+        return f"'{self._files[index][0]}'"
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageFolderSource('{self._folder}', {len(self)} records, "
+            f"{len(self.class_names)} classes)"
+        )
+
+
+class ArrayRecordSource:
+    """The records of a dataset folder, in the order they were written; `manifest` describes it."""
+
+    def __init__(self, folder: str | os.PathLike):
+        """Raises InputError if the folder is not whole (see `records.open_shards`)."""
+        self._folder = Path(folder)
+        self.manifest = Manifest.read(self._folder)
+        self.class_names = self.manifest.class_names
+        self._shards = open_shards(self._folder, self.manifest)
+        self._ends = list(itertools.accumulate(map(len, self._shards)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict:
+        shard, position = self._locate(index)
+        return unpack(self._shards[shard][position])
+
+    def name(self, index: int) -> str:
+        shard, position = self._locate(index)
+        return f"record {position} of '{self._folder / self.manifest.shards[shard].name}'"
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - self._ends[shard] + len(self._shards[shard])
+
+    def __repr__(self) -> str:
+        return (
+            f"ArrayRecordSource('{self._folder}', {len(self)} records, "
+            f"{len(self.class_names)} classes)"
+        )
+
+
+Source = DigitsSource | ImageFolderSource | ArrayRecordSource
+
+SOURCES = {
+    "digits": DigitsSource,
+    "image_folder": ImageFolderSource,
+    "array_record": ArrayRecordSource,
+}
+
+
+def open_source(kind: str, location: str) -> Source:
+    """A source of one of the `SOURCES`; `location` is its folder, or the split of the digits.
+
+    Raises InputError for an unknown kind and for a location that cannot be read.
+    """
+    if kind not in SOURCES:
+        raise InputError(f"there is no data source '{kind}': {nearest(kind, SOURCES)}")
+    return SOURCES[kind](location)

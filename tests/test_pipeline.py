@@ -1,0 +1,269 @@
+"""Batches: complete, reproducible, resumable, and honest about broken records."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llamagen_jax.data.pipeline import DataConfig, eval_batches, train_batches
+from llamagen_jax.data.records import write_dataset
+from llamagen_jax.errors import InputError
+
+DIGITS = DataConfig(
+    source="digits",
+    train="train",
+    eval="test",
+    image_size=24,
+    random_crop=True,
+    random_flip=True,
+    workers=0,
+)
+
+
+def noise(seed):
+    return np.random.default_rng(seed).integers(0, 256, (24, 24, 3), np.uint8)
+
+
+def encoded(image, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def codes_config(folder, count):
+    """A dataset whose labels number the records; record i has the codes [i, i], [-i, -i]."""
+    write_dataset(
+        folder,
+        ({"codes": np.int32([[i, i], [-i, -i]]), "label": i} for i in range(count)),
+        shard_size=4,
+    )
+    return dataclasses.replace(DIGITS, source="array_record", train=str(folder), eval=str(folder))
+
+
+@pytest.fixture
+def broken_config(tmp_path):
+    """Eight noise images in two shards; record 5 (position 1 of the second) is damaged."""
+    folder = tmp_path / "noise"
+    records = [{"image": encoded(noise(i)), "label": i} for i in range(8)]
+    write_dataset(folder, records, shard_size=4)
+    path = folder / "00001.array_record"
+    data = path.read_bytes()
+    piece = records[5]["image"][200:260]
+    assert piece in data
+    path.write_bytes(data.replace(piece, bytes(60)))
+    return dataclasses.replace(DIGITS, source="array_record", train=str(folder), eval=str(folder))
+
+
+@pytest.fixture
+def image_folder_config(tmp_path):
+    for label, name in enumerate(["ant", "bee", "cat"]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(encoded(noise(label), "JPEG"))
+    return dataclasses.replace(
+        DIGITS, source="image_folder", train=str(tmp_path), eval=str(tmp_path)
+    )
+
+
+def take(config, count, **arguments):
+    """The first `count` training batches."""
+    with contextlib.closing(train_batches(config, **arguments)) as batches:
+        return list(itertools.islice(batches, count))
+
+
+def labels(batches):
+    return [int(label) for batch in batches for label in batch["label"]]
+
+
+def assert_same(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key], strict=True)
+
+
+def test_image_batches():
+    (batch,) = take(DIGITS, 1, batch_size=3, seed=0)
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        "image": ((3, 24, 24, 3), np.uint8),
+        "label": ((3,), np.int32),
+        "skipped": ((3,), np.int32),
+    }
+    assert batch["skipped"].tolist() == [0, 0, 0]
+
+
+def test_codes_batches_draw_every_crop(tmp_path):
+    config = codes_config(tmp_path / "codes", 4)
+    batches = take(config, 8, batch_size=4, seed=0)
+    codes = np.concatenate([batch["codes"] for batch in batches])
+    assert codes.dtype == np.int32
+    assert codes.shape == (32, 2)
+    np.testing.assert_array_equal(abs(codes[:, 0]), labels(batches))
+    assert {-3, 3} <= set(codes[:, 0].tolist())
+
+
+def test_images_are_augmented_only_if_asked(image_folder_config):
+    plain = dataclasses.replace(image_folder_config, random_crop=False, random_flip=False)
+    for batch in take(plain, 4, batch_size=3, seed=0):
+        for image, label in zip(batch["image"], batch["label"], strict=True):
+            original = Image.open(f"{plain.train}/{['ant', 'bee', 'cat'][label]}/1.jpg")
+            np.testing.assert_array_equal(image, np.asarray(original))
+    for option in ("random_crop", "random_flip"):
+        batches = take(dataclasses.replace(plain, **{option: True}), 8, batch_size=3, seed=0)
+        images = {image.tobytes() for batch in batches for image in batch["image"]}
+        assert len(images) > 3
+
+
+def test_processes_see_every_record_once_per_epoch_in_a_new_order(tmp_path):
+    config = codes_config(tmp_path / "codes", 10)
+    shares = [
+        labels(take(config, 10, batch_size=1, seed=0, process_index=i, process_count=3))
+        for i in range(3)
+    ]
+    stream = [label for together in zip(*shares, strict=True) for label in together]
+    epochs = [stream[:10], stream[10:20], stream[20:]]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_stream_does_not_depend_on_the_process_count():
+    whole = take(DIGITS, 1, batch_size=6, seed=0)[0]["image"]
+    half = take(DIGITS, 1, batch_size=3, seed=0, process_index=1, process_count=2)[0]["image"]
+    np.testing.assert_array_equal(half, whole[1::2])
+
+
+def test_the_seed_decides_the_stream():
+    first, again, other = (take(DIGITS, 2, batch_size=4, seed=seed) for seed in (1, 1, 2))
+    assert_same(first, again)
+    assert labels(first) != labels(other)
+
+
+def test_batch_may_be_larger_than_the_dataset(tmp_path):
+    config = codes_config(tmp_path / "codes", 3)
+    (batch,) = take(config, 1, batch_size=7, seed=0)
+    assert sorted(labels([batch])[:6]) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_position_is_restored_exactly_in_spite_of_broken_records(broken_config, workers):
+    config = dataclasses.replace(broken_config, workers=workers)
+    with contextlib.closing(train_batches(config, batch_size=3, seed=0)) as batches:
+        for _ in range(5):
+            next(batches)
+        state = json.loads(json.dumps(batches.get_state()))
+        expected = list(itertools.islice(batches, 6))
+    assert sum(batch["skipped"].sum() for batch in expected) > 0
+    with contextlib.closing(train_batches(config, batch_size=3, seed=0)) as batches:
+        batches.set_state(state)
+        assert_same(itertools.islice(batches, 6), expected)
+
+
+def test_workers_see_every_record_once_per_epoch(tmp_path):
+    config = dataclasses.replace(codes_config(tmp_path / "codes", 8), workers=2)
+    assert sorted(labels(take(config, 4, batch_size=2, seed=0))) == list(range(8))
+
+
+def test_damaged_record_is_skipped_counted_and_named(broken_config, caplog):
+    # The first record of the fourth epoch comes after all of the first three.
+    batches = take(broken_config, 3 * 7 + 1, batch_size=1, seed=0)
+    assert set(labels(batches)) == set(range(8)) - {5}
+    assert sum(batch["skipped"].item() for batch in batches) in (3, 4)
+    assert "skipped record 1 of" in caplog.text
+    assert "00001.array_record': RuntimeError" in caplog.text
+
+
+def test_truncated_image_is_skipped_counted_and_named(image_folder_config, caplog):
+    path = Path(image_folder_config.train) / "bee" / "1.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    batches = take(image_folder_config, 3 * 2 + 1, batch_size=1, seed=0)
+    assert set(labels(batches)) == {0, 2}
+    assert sum(batch["skipped"].item() for batch in batches) in (3, 4)
+    assert f"skipped '{path}': OSError" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_broken_records_ends_training(tmp_path, workers):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(b"not a picture")
+    config = dataclasses.replace(
+        DIGITS,
+        source="image_folder",
+        train=str(tmp_path),
+        eval=str(tmp_path),
+        workers=workers,
+    )
+    with pytest.raises(InputError, match=rf"1000 records in a row .*'{tmp_path}/cat/1\.png'"):
+        take(config, 1, batch_size=2, seed=0)
+    with pytest.raises(InputError, match=f"every record of .*'{tmp_path}'"):
+        eval_batches(config, batch_size=2)
+
+
+def test_records_of_another_kind_are_named(tmp_path):
+    write_dataset(tmp_path / "captions", [{"captions": ["a cat"]}])
+    config = dataclasses.replace(DIGITS, source="array_record", train=str(tmp_path / "captions"))
+    with pytest.raises(InputError, match=r"record 0 of .* has only: captions"):
+        take(config, 1, batch_size=1, seed=0)
+
+
+def test_eval_is_one_padded_pass_in_order(tmp_path):
+    batches = list(eval_batches(codes_config(tmp_path / "codes", 5), batch_size=2))
+    assert [batch["weight"].tolist() for batch in batches] == [[1, 1], [1, 1], [1, 0]]
+    assert labels(batches)[:5] == [0, 1, 2, 3, 4]
+    assert batches[0].keys() == {"codes", "label", "weight"}
+    assert batches[1]["codes"].tolist() == [[2, 2], [3, 3]]
+    assert batches[2]["codes"].shape == (2, 2)
+    assert batches[0]["weight"].dtype == np.float32
+
+
+def test_eval_images_of_the_right_size_are_unchanged(broken_config):
+    batch = next(eval_batches(broken_config, batch_size=7))
+    assert labels([batch]) == [0, 1, 2, 3, 4, 6, 7]
+    np.testing.assert_array_equal(batch["image"][5], noise(6))
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_processes_evaluate_every_record_once_in_as_many_batches(tmp_path, count):
+    config = codes_config(tmp_path / "codes", count)
+    shares = [
+        list(eval_batches(config, batch_size=2, process_index=i, process_count=4)) for i in range(4)
+    ]
+    assert len({len(batches) for batches in shares}) == 1
+    seen = [
+        label
+        for batches in shares
+        for batch in batches
+        for label, weight in zip(batch["label"], batch["weight"], strict=True)
+        if weight
+    ]
+    assert sorted(seen) == list(range(count))
+
+
+def test_eval_pads_for_broken_records(broken_config, caplog):
+    batches = list(eval_batches(broken_config, batch_size=4))
+    assert [batch["weight"].sum() for batch in batches] == [4, 3]
+    assert "skipped record 1 of" in caplog.text
+
+
+def test_eval_needs_held_out_data():
+    with pytest.raises(InputError, match=r"data\.eval is empty"):
+        eval_batches(dataclasses.replace(DIGITS, eval=""), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": "array_records"}, "no data source 'array_records'.*'array_record'"),
+        ({"train": ""}, r"data\.train is empty"),
+        ({"image_size": 0}, r"data\.image_size is 0"),
+        ({"workers": -1}, r"data\.workers is -1"),
+    ],
+)
+def test_impossible_configs(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(DIGITS, **change)
