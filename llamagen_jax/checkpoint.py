@@ -1,0 +1,130 @@
+"""Checkpoints of a training run: asynchronous orbax saves, exact restores, parameters alone.
+
+A run's work folder holds `config.json` (the whole configuration) and `checkpoints/STEP/` with one
+orbax item each for params, ema (where kept), optimizer (with the step) and data (the iterator's
+position, one file per process).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from llamagen_jax.errors import InputError
+from llamagen_jax.export import read_config
+
+_KEPT = 2
+
+
+class Checkpointer:
+    """Saves and restores training states under `folder`/checkpoints.
+
+    States are those of `training.optimizer.TrainState`.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self._folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint; a save that was cut off does not count."""
+        return self._manager.latest_step()
+
+    def save(self, state: Any, batches: grain.DatasetIterator) -> None:
+        """Starts writing in the background; returns when the arrays may be donated again."""
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "optimizer": ocp.args.StandardSave(_optimizer_item(state)),
+            "data": grain.checkpoint.CheckpointSave(batches),
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+    def restore(self, abstract_state: Any, batches: grain.DatasetIterator) -> Any:
+        """Reads the newest checkpoint and moves `batches` to its position.
+
+        Args:
+          abstract_state: ShapeDtypeStructs with the shardings that the arrays shall have; they may
+            differ from those that the checkpoint was written with.
+          batches: iterator made with the arguments of the interrupted run.
+
+        Raises:
+          InputError: the checkpoint is damaged or of another model.
+        """
+        step = self.latest_step
+        items = {
+            "params": ocp.args.StandardRestore(abstract_state.params),
+            "optimizer": ocp.args.StandardRestore(_optimizer_item(abstract_state)),
+            "data": grain.checkpoint.CheckpointRestore(batches),
+        }
+        if abstract_state.ema is not None:
+            items["ema"] = ocp.args.StandardRestore(abstract_state.ema)
+        # A damaged file surfaces as any of a dozen exception types of orbax, tensorstore and json.
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise _unreadable(self._folder / str(step), error) from error
+        return abstract_state.replace(
+            params=restored["params"], ema=restored.get("ema"), **restored["optimizer"]
+        )
+
+    def close(self) -> None:
+        """Waits for the save in progress."""
+        self._manager.close()
+
+
+def load_params(folder: str | Path) -> tuple[str, dict, Any]:
+    """Parameters of a work folder's newest checkpoint, the moving average where one is kept.
+
+    Args:
+      folder: work folder of a run on any number of devices.
+
+    Returns:
+      The run's task ("tokenizer" or "generator"), the mapping of its model configuration, and the
+      parameters on the first local device.
+
+    Raises:
+      InputError: there is no checkpoint, or it is damaged.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "ema", "optimizer")}
+    handlers["data"] = grain.checkpoint.CheckpointHandler()
+    path = (folder / "checkpoints").absolute()
+    with ocp.CheckpointManager(path, item_handlers=handlers) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise InputError(f"{folder} holds no checkpoint yet: train there first")
+        try:
+            items = manager.item_metadata(step)
+            name = "ema" if "ema" in items else "params"
+            target = jax.tree.map(_on_one_device, items[name].tree)
+            args = ocp.args.Composite(**{name: ocp.args.StandardRestore(target)})
+            params = manager.restore(step, args=args)[name]
+        except Exception as error:
+            raise _unreadable(folder / "checkpoints" / str(step), error) from error
+    return config["task"], config["model"], params
+
+
+def _optimizer_item(state: Any) -> dict:
+    return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _on_one_device(metadata) -> jax.ShapeDtypeStruct:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(metadata.shape, metadata.dtype, sharding=sharding)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return InputError(
+        f"checkpoint {path} is damaged or of another model ({reason}); "
+        "remove that folder to go back to the checkpoint before it"
+    )

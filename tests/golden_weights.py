@@ -1,0 +1,46 @@
+"""Recorded values of the original LlamaGen (`tests/golden`), and the weights they belong to.
+
+The values come from github.com/FoundationVision/LlamaGen in float32 on CPU. Its weights are not
+stored: each tensor is made from its name and shape.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from llamagen_jax import convert
+
+_FOLDER = Path(__file__).parent / "golden"
+
+
+def tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """The float32 tensor that the recording used under this name of the original."""
+    rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
+    n = rng.standard_normal(tuple(shape), dtype=np.float32)
+    if len(shape) <= 1:
+        return np.asarray(1 + 0.1 * n if name.endswith("weight") else 0.1 * n, np.float32)
+    return (n / np.float32(np.sqrt(np.prod(shape[1:])))).astype(np.float32)
+
+
+def state_dict(config) -> dict[str, np.ndarray]:
+    """Formula weights of a whole model, by the original's names."""
+    return {name: tensor(name, shape) for name, shape in convert.tensor_shapes(config).items()}
+
+
+def params(config) -> dict:
+    """Formula weights of a whole model as its parameters."""
+    return convert.from_torch(state_dict(config), config)
+
+
+def load(name: str) -> tuple[dict[str, np.ndarray], dict]:
+    """The arrays of a golden file, and its text entries (`meta`, `grad_norms`) read as JSON."""
+    arrays = dict(np.load(_FOLDER / f"{name}.npz"))
+    texts = [key for key, array in arrays.items() if array.dtype.kind == "U"]
+    return arrays, {key: json.loads(str(arrays.pop(key))) for key in texts}
+
+
+def inventory() -> dict:
+    """Tensor names and shapes, and parameter counts, of published models."""
+    return json.loads((_FOLDER / "inventory.json").read_text())
