@@ -1,0 +1,144 @@
+"""A training run's configuration: frozen dataclasses built from a config file's plain mapping."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from llamagen_jax.data.pipeline import DataConfig
+from llamagen_jax.errors import InputError, nearest
+from llamagen_jax.models.llama import LlamaConfig
+from llamagen_jax.models.vqgan import VQGANConfig
+from llamagen_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Ways to split the devices, see `sharding.make_mesh`."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What both tasks share.
+
+    Attributes:
+      seed: of parameters, data order and dropout.
+      batch_size: examples per step over all devices.
+      steps: length of the run.
+      sharding_rules: see `sharding.tree_shardings`.
+      log_every, eval_every, sample_every, checkpoint_every: steps between; 0 only at the end.
+    """
+
+    task: str
+    seed: int
+    batch_size: int
+    steps: int
+    data: DataConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    sharding_rules: tuple
+    log_every: int
+    eval_every: int
+    sample_every: int
+    checkpoint_every: int
+
+    def __post_init__(self):
+        for field in ("batch_size", "steps", "log_every"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerLossConfig:
+    """Terms of the tokenizer's loss: `reconstruction` is "l1" or "l2"."""
+
+    reconstruction: str
+
+    def __post_init__(self):
+        if self.reconstruction not in ("l1", "l2"):
+            raise ValueError(f"reconstruction={self.reconstruction!r} must be 'l1' or 'l2'")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerTraining(TrainConfig):
+    """Training a VQGAN on images."""
+
+    model: VQGANConfig
+    loss: TokenizerLossConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Images sampled while training, see `sampling.generate`."""
+
+    guidance_scale: float
+    top_k: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorTraining(TrainConfig):
+    """Training a Llama on packed codes.
+
+    Attributes:
+      tokenizer: file, export or work folder of the VQGAN that made the codes; "" trains without
+        sample images and without checking that the codes are its.
+      sample: settings of the sample images.
+    """
+
+    model: LlamaConfig
+    tokenizer: str
+    sample: SampleConfig
+
+
+_TASKS = {"tokenizer": TokenizerTraining, "generator": GeneratorTraining}
+
+
+def from_mapping(values: Mapping[str, Any]) -> TokenizerTraining | GeneratorTraining:
+    """Builds the run's configuration.
+
+    Raises:
+      InputError: a key is unknown (the nearest is named) or missing, or a value is impossible.
+    """
+    task = values.get("task")
+    if task not in _TASKS:
+        raise InputError(f"config.task={task!r} is no task; {nearest(task, _TASKS)}")
+    return _build(_TASKS[task], values, "config")
+
+
+def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    types_by_name = typing.get_type_hints(cls)
+    for key in values:
+        if key not in types_by_name:
+            raise InputError(f"unknown key {path}.{key}; {nearest(key, types_by_name)}")
+    fields = {}
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            fields[field.name] = _value(
+                types_by_name[field.name], values[field.name], f"{path}.{field.name}"
+            )
+        elif field.default is dataclasses.MISSING:
+            raise InputError(f"{path}.{field.name} is missing")
+    try:
+        return cls(**fields)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _value(expected: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(expected):
+        return _build(expected, value, path)
+    union = isinstance(expected, types.UnionType)
+    allowed = typing.get_args(expected) if union else (typing.get_origin(expected) or expected,)
+    if float in allowed and type(value) is int:
+        return float(value)
+    if tuple in allowed and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join(kind.__name__ for kind in allowed)
+        raise InputError(f"{path}={value!r} must be of type {names}")
+    return value

@@ -1,0 +1,221 @@
+"""The training loop of both tasks: data, steps, evaluation, pictures, checkpoints, resumption."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from llamagen_jax import sharding
+from llamagen_jax.checkpoint import Checkpointer
+from llamagen_jax.data.pipeline import eval_batches, train_batches
+from llamagen_jax.data.sources import open_source
+from llamagen_jax.errors import InputError
+from llamagen_jax.export import read_config
+from llamagen_jax.files import staged
+from llamagen_jax.images import to_uint8
+from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.training import generator, tokenizer
+from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining
+from llamagen_jax.training.metrics_log import MetricsLog
+from llamagen_jax.training.optimizer import TrainState, learning_rate
+
+# Keys that may differ when a work folder's run goes on; any other would make it another run.
+_MAY_CHANGE = ("steps", "tokenizer", "sample.", "mesh.", "sharding_rules")
+
+
+def train(
+    config: TokenizerTraining | GeneratorTraining,
+    workdir: Path,
+    vqgan: tuple[VQGAN, Any] | None = None,
+) -> TrainState:
+    """Trains to `config.steps`, from the newest checkpoint in `workdir` where there is one.
+
+    A run that was killed and started again ends with the same bits as one that was not: a
+    checkpoint holds the whole state and the data's position, and every random key comes from
+    (seed, step).
+
+    Args:
+      config: the run.
+      workdir: gets config.json, checkpoints/, metrics.jsonl, events/ and samples/.
+      vqgan: model and parameters of the tokenizer of a generator's codes; None draws no samples.
+
+    Returns:
+      The final state.
+
+    Raises:
+      InputError: the configuration does not fit the devices, the data or what is in `workdir`, or
+        the loss stops being finite (the last checkpoint from before that is kept).
+    """
+    mesh = _make_mesh(config)
+    source = open_source(config.data.source, config.data.train)
+    if isinstance(config, TokenizerTraining):
+        task = tokenizer.make_task(config)
+    else:
+        generator.check_data(config, source, vqgan)
+        task = generator.make_task(config, vqgan)
+    _open_workdir(workdir, config, source.class_names)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        batches = stack.enter_context(contextlib.closing(_train_batches(config)))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpointer(workdir)))
+        state = _start(task.init, config, mesh, checkpoints, batches)
+        log = stack.enter_context(contextlib.closing(MetricsLog(workdir, int(state.step))))
+
+        train_step = jax.jit(task.train_step, donate_argnums=0)
+        eval_step = jax.jit(task.eval_step)
+        merge = jax.jit(lambda a, b: a.merge(b))
+        bar = stack.enter_context(_progress_bar(config, int(state.step)))
+        check = functools.partial(_check_finite, checkpoints=checkpoints)
+        rate = _Rate(int(state.step))
+        last = merged = None
+        skipped = 0
+
+        for step in range(int(state.step) + 1, config.steps + 1):
+            batch = next(batches)
+            skipped += int(batch.pop("skipped").sum())
+            state, now = train_step(state, sharding.put_batch(batch, mesh))
+            merged = now if merged is None else merge(merged, now)
+            if last is not None:
+                # One step late, so that the device always has the next step to run.
+                bar.set_postfix_str(f"loss {check(last, step - 1):.4g}", refresh=False)
+            last = now
+            bar.update()
+
+            if _due(config, step, config.log_every):
+                check(now, step)
+                values = merged.compute() | {
+                    "learning_rate": learning_rate(config.optimizer, config.steps)(step - 1),
+                    "skipped_records": skipped,
+                    "steps_per_second": rate(step),
+                }
+                log.scalars(step, "train", values)
+                merged, skipped = None, 0
+            if config.data.eval and _due(config, step, config.eval_every):
+                held_out = (sharding.put_batch(b, mesh) for b in _eval_batches(config))
+                metrics = (eval_step(state.eval_params, b) for b in held_out)
+                log.scalars(step, "eval", functools.reduce(merge, metrics).compute())
+            if task.preview and _due(config, step, config.sample_every):
+                shown = next(_eval_batches(config)) if config.data.eval else batch
+                log.pictures(step, to_uint8(task.preview(state.eval_params, shown)))
+            if _due(config, step, config.checkpoint_every):
+                check(now, step)
+                checkpoints.save(state, batches)
+        return state
+
+
+class _Rate:
+    """Steps per second since it was last asked."""
+
+    def __init__(self, step: int):
+        self._step, self._time = step, time.perf_counter()
+
+    def __call__(self, step: int) -> float:
+        before, self._step = self._step, step
+        started, self._time = self._time, time.perf_counter()
+        return (step - before) / (self._time - started)
+
+
+def _due(config, step: int, every: int) -> bool:
+    return step == config.steps or bool(every and step % every == 0)
+
+
+def _check_finite(metrics: Any, step: int, checkpoints: Checkpointer) -> float:
+    """The step's loss.
+
+    Finite loss and gradient norm mean that the update was finite too, so a state that was checked
+    is good to keep.
+    """
+    values = {name: float(getattr(metrics, name).compute()) for name in ("loss", "grad_norm")}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            latest = checkpoints.latest_step
+            kept = "there is no checkpoint yet" if latest is None else f"step {latest} is kept"
+            raise InputError(
+                f"{name} is {value} at step {step}, training stopped and {kept}; "
+                "try a lower optimizer.learning_rate or a longer optimizer.warmup_steps"
+            )
+    return values["loss"]
+
+
+def _make_mesh(config) -> Mesh:
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % ways:
+        raise InputError(
+            f"config.batch_size={config.batch_size} is not divisible by the {ways} ways that "
+            f"mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} splits it; "
+            f"the nearest that is: {max(round(config.batch_size / ways), 1) * ways}"
+        )
+    return mesh
+
+
+def _per_process(config) -> dict[str, int]:
+    return {
+        "batch_size": config.batch_size // jax.process_count(),
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+
+
+def _train_batches(config) -> grain.DatasetIterator:
+    return train_batches(config.data, seed=config.seed, **_per_process(config))
+
+
+def _eval_batches(config) -> Iterator[dict[str, np.ndarray]]:
+    return eval_batches(config.data, **_per_process(config))
+
+
+def _open_workdir(workdir: Path, config, class_names: tuple[str, ...]) -> None:
+    """Makes the folder, or checks that the run in it is the one to go on with."""
+    values = json.loads(json.dumps(dataclasses.asdict(config) | {"class_names": class_names}))
+    path = workdir / "config.json"
+    if path.exists():
+        before, after = _flatten(read_config(workdir)), _flatten(values)
+        for key in before.keys() | after.keys():
+            if before.get(key) != after.get(key) and not _may_change(key):
+                raise InputError(
+                    f"{workdir} holds a run with {key}={before.get(key)!r}, not "
+                    f"{after.get(key)!r}; go on with that value or choose another --workdir"
+                )
+    with staged(path, overwrite=True) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _may_change(key: str) -> bool:
+    return key.startswith(_MAY_CHANGE) or key.endswith("_every")
+
+
+def _start(
+    init: Callable[[], TrainState], config, mesh: Mesh, checkpoints: Checkpointer, batches
+) -> TrainState:
+    """The newest checkpoint's state, or the one before the first step, in its place on the mesh."""
+    if checkpoints.latest_step is None:
+        return sharding.sharded_init(init, config.sharding_rules, mesh)
+    abstract = sharding.abstract_init(init, config.sharding_rules, mesh)
+    return checkpoints.restore(abstract, batches)
+
+
+def _progress_bar(config, step: int) -> tqdm:
+    return tqdm(total=config.steps, initial=step, desc=config.task, unit="step", dynamic_ncols=True)

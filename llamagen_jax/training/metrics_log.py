@@ -1,0 +1,50 @@
+"""Where a run's numbers and pictures go: `metrics.jsonl`, TensorBoard events, PNG files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from llamagen_jax.files import staged
+from llamagen_jax.images import grid, save_png
+
+
+class MetricsLog:
+    """Writes into a work folder; a resumed run continues as if it had never stopped.
+
+    Args:
+      folder: the work folder.
+      resumed_step: lines and events of later steps are dropped, for they will be written again.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int):
+        self._samples = folder / "samples"
+        path = folder / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        # A killed run may leave half a line at the end.
+        whole = [line for line in lines if line.endswith("}\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= resumed_step]
+        with staged(path, overwrite=True) as partial:
+            partial.write_text("".join(kept))
+        self._lines = path.open("a", buffering=1)
+        self._events = SummaryWriter(str(folder / "events"), purge_step=resumed_step + 1)
+
+    def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
+        """Records `values` under "prefix/name"."""
+        named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
+        self._lines.write(json.dumps({"step": step} | named) + "\n")
+        for name, value in named.items():
+            self._events.add_scalar(name, value, step)
+
+    def pictures(self, step: int, images: np.ndarray) -> None:
+        """Records uint8 [rows, columns, H, W, 3] as one grid, `samples/step_*.png`."""
+        picture = grid(images)
+        save_png(self._samples / f"step_{step:07d}.png", picture)
+        self._events.add_image("samples", picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes everything."""
+        self._lines.close()
+        self._events.close()

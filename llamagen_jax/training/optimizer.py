@@ -1,0 +1,118 @@
+"""AdamW with decayed and undecayed groups, learning-rate schedules, and the training state."""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as the original trains with it (paper section 3.1).
+
+    Attributes:
+      learning_rate: peak.
+      schedule: "constant", or "cosine" down to 0 at the last step; either after `warmup_steps` of
+        linear growth from 0.
+      weight_decay: on matrices only, not on norm scales, biases or the codebook's buffers.
+      clip_norm: bound on the global gradient norm.
+      ema_decay: decay of the parameters' moving average per step; 0 keeps none.
+
+    Raises:
+      ValueError: a value is impossible.
+    """
+
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    b1: float
+    b2: float
+    weight_decay: float
+    clip_norm: float
+    ema_decay: float
+
+    def __post_init__(self):
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule={self.schedule!r} must be 'constant' or 'cosine'")
+        if self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise ValueError("learning_rate and clip_norm must be positive")
+        for field in ("b1", "b2", "ema_decay"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be in [0, 1)")
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a step reads and writes; every leaf is checkpointed.
+
+    Attributes:
+      step: int32 scalar, optimiser steps taken.
+      params: float32.
+      ema: moving average of params, or None.
+      opt_state: of the optax transformation.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+    @property
+    def eval_params(self) -> Any:
+        """The moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, config) -> TrainState:
+    """The state before the first step."""
+    ema = jax.tree.map(jnp.array, params) if config.ema_decay else None
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+
+def apply_gradients(
+    state: TrainState, grads: Any, optimizer: optax.GradientTransformation, config: OptimizerConfig
+) -> TrainState:
+    """One optimiser step, and the moving average after it."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if config.ema_decay:
+        ema = optax.incremental_update(params, ema, 1 - config.ema_decay)
+    return TrainState(state.step + 1, params, ema, opt_state)
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step; `steps` is the length of the whole run."""
+    after = max(steps - config.warmup_steps, 1)
+    main = {
+        "constant": optax.constant_schedule(config.learning_rate),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, after),
+    }[config.schedule]
+    warmup = optax.linear_schedule(0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, main], [config.warmup_steps])
+
+
+def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, steps),
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+        ),
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the leaves that weight decay shrinks: the matrices.
+
+    By name rather than by rank as the original, because scanned layers' norm scales are stacked
+    to rank 2.
+    """
+    undecayed = ("scale", "bias", "null_features")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in undecayed, params)

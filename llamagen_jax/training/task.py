@@ -1,0 +1,28 @@
+"""What a task gives the training loop."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from clu import metrics
+
+from llamagen_jax.training.optimizer import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Pure functions of one kind of training; the loop jits and shards them.
+
+    Attributes:
+      init: the state at step 0.
+      train_step: (state, batch) -> (state, metrics); metrics has at least loss and grad_norm.
+      eval_step: (params, batch with "weight") -> metrics, which the loop merges over batches.
+      preview: (params, batch of local arrays) -> float images in [-1, 1], [rows, columns, H, W, 3];
+        None when there is nothing to show.
+    """
+
+    init: Callable[[], TrainState]
+    train_step: Callable[[TrainState, dict], tuple[TrainState, metrics.Collection]]
+    eval_step: Callable[[Any, dict], metrics.Collection]
+    preview: Callable[[Any, dict], np.ndarray] | None

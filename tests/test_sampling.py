@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from llamagen_jax import sharding
+from llamagen_jax.errors import InputError
+from llamagen_jax.sampling import filter_logits, generate
+
+LABELS = jnp.arange(8)
+SETTINGS = {"seed": 5, "guidance_scale": 2.0, "top_k": 20, "top_p": 0.9, "temperature": 1.2}
+
+
+@pytest.fixture(scope="module")
+def model_and_params():
+    return tiny.llama()
+
+
+def _greedy_by_hand(model, params, labels, scale, num_guided):
+    """Greedy codes without a cache: the whole sequence again for every code."""
+    apply = jax.jit(model.apply)
+    codes = jnp.zeros((len(labels), 16), int)
+    for i in range(16):
+        logits = apply({"params": params}, codes, labels)[:, i]
+        if i < num_guided:
+            null = jnp.full_like(labels, model.config.num_classes)
+            uncond = apply({"params": params}, codes, null)[:, i]
+            logits = uncond + scale * (logits - uncond)
+        codes = codes.at[:, i].set(logits.argmax(-1))
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "num_guided"),
+    [(1.0, None, 0), (3.0, None, 16), (3.0, 4, 6), (3.0, 99, 16)],
+)
+def test_guidance(model_and_params, scale, interval, num_guided):
+    model, params = model_and_params
+    codes = generate(
+        model,
+        params,
+        LABELS,
+        seed=0,
+        greedy=True,
+        guidance_scale=scale,
+        guidance_interval=interval,
+    )
+    expected = _greedy_by_hand(model, params, LABELS, scale, num_guided)
+    np.testing.assert_array_equal(codes, expected)
+
+
+def test_branch_that_is_not_needed_is_not_computed(model_and_params):
+    model, params = model_and_params
+
+    def lowered_flops(**settings):
+        def sample(params):
+            return generate(model, params, LABELS, seed=0, greedy=True, **settings)
+
+        return str(jax.make_jaxpr(sample)(params)).count("[16,1,32]")
+
+    assert lowered_flops() == 0  # no tensor has the 2 x 8 rows of two branches
+    assert lowered_flops(guidance_scale=2.0) > 0
+
+
+def test_sample_does_not_depend_on_its_batch(model_and_params):
+    model, params = model_and_params
+    together = generate(model, params, LABELS, **SETTINGS)
+    assert len(np.unique(together, axis=0)) == 8
+    for i in (0, 5):
+        alone = generate(model, params, LABELS[i : i + 1], sample_ids=jnp.array([i]), **SETTINGS)
+        np.testing.assert_array_equal(alone[0], together[i])
+    half = generate(model, params, LABELS[4:], sample_ids=jnp.arange(4, 8), **SETTINGS)
+    np.testing.assert_array_equal(half, together[4:])
+
+
+def test_sample_does_not_depend_on_the_devices(model_and_params):
+    model, params = model_and_params
+    mesh = sharding.make_mesh(data=8, fsdp=1, tensor=1)
+    spread = sharding.put_batch({"labels": np.arange(8)}, mesh)["labels"]
+    replicated = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    codes = generate(model, replicated, spread, **SETTINGS)
+    assert len(codes.sharding.device_set) == 8
+    np.testing.assert_array_equal(codes, generate(model, params, LABELS, **SETTINGS))
+
+
+def test_seeds_and_sample_ids_change_the_sample(model_and_params):
+    model, params = model_and_params
+    label = jnp.array([1, 1])
+    codes = generate(model, params, label, seed=0)
+    assert not np.array_equal(codes[0], codes[1])
+    assert not np.array_equal(codes, generate(model, params, label, seed=1))
+    same = generate(model, params, label, seed=0, sample_ids=jnp.array([7, 7]))
+    np.testing.assert_array_equal(same[0], same[1])
+
+
+def test_samples_follow_the_distribution(model_and_params):
+    model, params = model_and_params
+    codes = generate(model, params, jnp.full(4000, 2), seed=0, temperature=2.0)
+    logits = model.apply({"params": params}, codes[:1], jnp.array([2]))[0, 0] / 2.0
+    counts = np.bincount(codes[:, 0], minlength=32)
+    np.testing.assert_allclose(counts / 4000, jax.nn.softmax(logits), atol=0.03)
+
+
+def test_text_condition_and_its_null_features():
+    model, params = tiny.llama(tiny.TEXT_CONFIG)
+    text = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    mask = jnp.array([[False, True, True, True, True], [True] * 5])
+    settings = {"seed": 0, "greedy": True, "condition_mask": mask}
+    plain = generate(model, params, text, **settings)
+    logits = model.apply({"params": params}, plain, text, mask)
+    np.testing.assert_array_equal(logits.argmax(-1), plain)
+    assert not np.array_equal(generate(model, params, text, guidance_scale=4.0, **settings), plain)
+
+
+def test_filters_keep_ties_and_the_first_code_over_top_p():
+    probs = jnp.log(jnp.array([0.4, 0.2, 0.2, 0.15, 0.05]))
+    kept = jnp.isfinite
+    np.testing.assert_array_equal(kept(filter_logits(probs, top_k=2)), [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(kept(filter_logits(probs, top_p=0.3)), [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(kept(filter_logits(probs, top_p=0.7)), [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(kept(filter_logits(probs)), [1, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": 0.0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"guidance_interval": -1},
+    ],
+)
+def test_impossible_settings_are_named(model_and_params, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        generate(*model_and_params, LABELS, seed=0, **wrong)

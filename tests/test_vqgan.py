@@ -1,0 +1,91 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from llamagen_jax.models.vqgan import VQGANConfig
+
+IMAGES = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1, maxval=1)
+
+
+def test_encode_decode_and_forward_agree():
+    model, params = tiny.vqgan()
+    variables = {"params": params}
+    output = jax.jit(model.apply)(variables, IMAGES)
+    codes = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, IMAGES)
+    assert codes.shape == (2, 2, 2)
+    assert codes.dtype == jnp.int32
+    np.testing.assert_array_equal(codes, output.codes)
+    decoded = jax.jit(lambda v, c: model.apply(v, c, method="decode"))(variables, codes)
+    np.testing.assert_allclose(decoded, output.reconstruction, atol=1e-5)
+
+
+def test_codes_are_nearest_neighbours():
+    model, params = tiny.vqgan()
+    output = jax.jit(model.apply)({"params": params}, IMAGES)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    latents, entries = unit(output.prequant), unit(params["quantizer"]["codebook"])
+    distances = np.square(latents[..., None, :] - entries).sum(-1)
+    np.testing.assert_array_equal(output.codes, distances.argmin(-1))
+
+
+def test_gradient_passes_the_quantizer_straight_through():
+    model, params = tiny.vqgan(dataclasses.replace(tiny.VQGAN_CONFIG, l2_normalize=False))
+    bound = model.bind({"params": params})
+    latents = jax.random.normal(jax.random.key(2), (1, 2, 2, 4))
+    weights = jax.random.normal(jax.random.key(3), (1, 2, 2, 4))
+    gradient = jax.grad(lambda z: jnp.sum(bound.quantizer(z)[0] * weights))(latents)
+    np.testing.assert_allclose(gradient, weights, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("term", "moves_encoder", "moves_codebook"),
+    [("vq_loss", False, True), ("commitment_loss", True, False), ("entropy_loss", True, True)],
+)
+def test_each_loss_moves_its_side(term, moves_encoder, moves_codebook):
+    model, params = tiny.vqgan(dataclasses.replace(tiny.VQGAN_CONFIG, entropy_weight=0.1))
+    loss = jax.jit(lambda p: getattr(model.apply({"params": p}, IMAGES), term))
+    gradient = jax.grad(loss)(params)
+    assert bool(np.any(gradient["quant_conv"]["kernel"] != 0)) == moves_encoder
+    assert bool(np.any(gradient["quantizer"]["codebook"] != 0)) == moves_codebook
+    assert np.all(gradient["decoder"]["conv_out"]["kernel"] == 0)
+
+
+def test_codes_are_looked_up_in_float32_whatever_the_compute_dtype():
+    model, params = tiny.vqgan(dataclasses.replace(tiny.VQGAN_CONFIG, dtype="bfloat16"))
+    output = jax.jit(model.apply)({"params": params}, IMAGES)
+    assert output.prequant.dtype == jnp.float32
+    assert output.reconstruction.dtype == jnp.float32
+    jaxpr = str(
+        jax.make_jaxpr(lambda z: model.bind({"params": params}).quantizer.nearest(z))(
+            output.prequant
+        )
+    )
+    assert "bf16" not in jaxpr
+    assert "HIGHEST" in jaxpr
+
+
+def test_image_sides_must_be_divisible():
+    model, params = tiny.vqgan()
+    with pytest.raises(ValueError, match=r"12 is not divisible by .* of 8"):
+        model.apply({"params": params}, jnp.zeros((1, 12, 16, 3)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base_channels": 20},
+        {"channel_multipliers": ()},
+        {"codebook_size": 0},
+        {"dtype": "float64"},
+    ],
+)
+def test_impossible_configs_name_the_field(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        VQGANConfig(**change)

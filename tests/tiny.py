@@ -1,0 +1,107 @@
+"""Configurations, models and data small enough to train in a test."""
+
+import copy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import digits
+from llamagen_jax import export
+from llamagen_jax.data.records import TokenizerId, write_dataset
+from llamagen_jax.models.llama import Llama, LlamaConfig
+from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
+
+VQGAN_SIZES = {
+    "base_channels": 32,
+    "channel_multipliers": (1, 1, 1, 1),
+    "num_res_blocks": 1,
+    "z_channels": 32,
+    "codebook_size": 32,
+    "codebook_dim": 4,
+}
+LLAMA_SIZES = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "vocab_size": 32,
+    "grid_size": 4,
+    "num_classes": 10,
+    "multiple_of": 16,
+}
+VQGAN_CONFIG = VQGANConfig(**VQGAN_SIZES)
+LLAMA_CONFIG = LlamaConfig(**LLAMA_SIZES)
+TEXT_CONFIG = LlamaConfig(**LLAMA_SIZES, condition="text", condition_length=5, caption_dim=16)
+
+
+def tokenizer_config(**changes) -> dict:
+    """A short run of the tokenizer on the digits."""
+    config = digits.get_config("tokenizer").to_dict()
+    config["model"].update(VQGAN_SIZES)
+    return _short(config, changes)
+
+
+def generator_config(codes: Path, **changes) -> dict:
+    """A short run of the generator on a folder of `write_codes`."""
+    config = digits.get_config("generator").to_dict()
+    config["model"].update(LLAMA_SIZES)
+    config["data"].update(train=str(codes), eval=str(codes))
+    config["tokenizer"] = ""
+    return _short(config, changes)
+
+
+def _short(config: dict, changes: dict) -> dict:
+    config |= {"batch_size": 8, "steps": 4, "log_every": 2, "eval_every": 0, "sample_every": 0}
+    config |= {"checkpoint_every": 2}
+    config = copy.deepcopy(config)
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        place = config
+        for parent in parents:
+            place = place[parent]
+        place[key] = value
+    return config
+
+
+def write_codes(folder: Path, tokenizer: TokenizerId | None = None, num_classes: int = 10) -> Path:
+    """A dataset folder of 40 random code sequences that fit `LLAMA_CONFIG`."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 32, (40, 1, 16), np.uint16)
+    records = ({"codes": row, "label": i % num_classes} for i, row in enumerate(codes))
+    write_dataset(
+        folder,
+        records,
+        class_names=tuple(map(str, range(num_classes))),
+        tokenizer=tokenizer or TokenizerId("tiny", "0", 32),
+        code_shape=(1, 16),
+    )
+    return folder
+
+
+def llama(config: LlamaConfig = LLAMA_CONFIG, seed: int = 0) -> tuple[Llama, dict]:
+    """A transformer whose output layer is random instead of zero, so that it says something."""
+    model = Llama(config)
+    condition = jnp.zeros(1, int)
+    if config.condition == "text":
+        condition = jnp.zeros((1, config.condition_length, config.caption_dim))
+    key = jax.random.key(seed)
+    params = jax.jit(model.init)(key, jnp.zeros((1, config.code_length), int), condition)["params"]
+    params = jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, params)
+    params["output"] = jax.random.normal(key, params["output"].shape) * 0.3
+    return model, params
+
+
+def vqgan(config: VQGANConfig = VQGAN_CONFIG) -> tuple[VQGAN, dict]:
+    """A tokenizer with random weights."""
+    model = VQGAN(config)
+    side = config.downsampling
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+
+
+def exports(folder: Path) -> tuple[Path, Path]:
+    """Export folders of a random generator and of its random tokenizer."""
+    export.write(folder / "generator", *llama(), class_names=list("0123456789"))
+    export.write(folder / "tokenizer", *vqgan())
+    return folder / "generator", folder / "tokenizer"
