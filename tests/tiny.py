@@ -39,7 +39,8 @@ TEXT_CONFIG = LlamaConfig(**LLAMA_SIZES, condition="text", condition_length=5, c
 def tokenizer_config(**changes) -> dict:
     """A short run of the tokenizer on the digits."""
     config = digits.get_config("tokenizer").to_dict()
-    config["model"].update(VQGAN_SIZES)
+    config["model"].update(VQGAN_SIZES, channel_multipliers=(1, 1))
+    config["data"]["image_size"] = 16
     return _short(config, changes)
 
 

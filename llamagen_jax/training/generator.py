@@ -40,7 +40,7 @@ class EvalMetrics(metrics.Collection):
     accuracy: metrics.Average.from_output("accuracy")
 
 
-def make_task(config: GeneratorTraining, tokenizer: tuple[VQGAN, dict] | None) -> Task:
+def make_task(config: GeneratorTraining, tokenizer: tuple[VQGAN, dict] | None = None) -> Task:
     """The transformer's side of the training loop.
 
     Args:

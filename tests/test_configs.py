@@ -1,0 +1,90 @@
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from configs import digits
+from llamagen_jax.errors import InputError
+from llamagen_jax.training import generator, tokenizer
+from llamagen_jax.training.config import GeneratorTraining, from_mapping
+from llamagen_jax.training.optimizer import learning_rate
+
+# Every configuration file with its variants; a file that is missing here fails the next test.
+VARIANTS = {"digits": ("tokenizer", "generator")}
+
+
+def test_every_config_file_is_tested():
+    assert {path.stem for path in Path("configs").glob("*.py")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants]
+)
+def test_every_config_takes_a_step_at_a_tiny_size(name, variant):
+    values = importlib.import_module(f"configs.{name}").get_config(variant).to_dict()
+    from_mapping(values)  # the real sizes are possible
+    is_tokenizer = values["task"] == "tokenizer"
+    values["model"].update(tiny.VQGAN_SIZES if is_tokenizer else tiny.LLAMA_SIZES)
+    values["data"]["image_size"] = 16
+    config = from_mapping(values)
+    if isinstance(config, GeneratorTraining):
+        task = generator.make_task(config, None)
+        batch = {"codes": np.zeros((2, 16), np.int32), "label": np.zeros(2, np.int32)}
+    else:
+        task = tokenizer.make_task(config)
+        batch = {"image": np.zeros((2, 16, 16, 3), np.uint8), "label": np.zeros(2, np.int32)}
+    state, metrics = jax.jit(task.train_step)(task.init(), batch)
+    assert state.step == 1
+    assert np.isfinite(metrics.loss.compute())
+
+
+def test_unknown_variant_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'tokenizer'"):
+        digits.get_config("tokeniser")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__dimm": 3}, "unknown key config.model.dimm; did you mean 'dim'"),
+        ({"task": "generate"}, "did you mean 'generator'"),
+        ({"model__dim": "wide"}, "config.model.dim='wide' must be of type int"),
+        ({"model__dim": True}, "config.model.dim=True must be of type int"),
+        ({"model__dim": 30}, "config.model: dim=30 must be n_heads"),
+        ({"steps": 0}, "config: steps=0 must be positive"),
+        ({"optimizer__schedule": "linear"}, "schedule='linear' must be"),
+        ({"optimizer__b2": 1.0}, "b2=1.0 must be in"),
+        ({"data__source": "digit"}, "did you mean 'digits'"),
+    ],
+)
+def test_bad_values_are_named(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        from_mapping(tiny.generator_config(tmp_path, **change))
+
+
+def test_missing_key_is_named(tmp_path):
+    values = tiny.generator_config(tmp_path)
+    del values["optimizer"]["clip_norm"]
+    with pytest.raises(InputError, match=r"config\.optimizer\.clip_norm is missing"):
+        from_mapping(values)
+
+
+def test_config_survives_json(tmp_path):
+    values = tiny.tokenizer_config()
+    assert from_mapping(json.loads(json.dumps(values))).model == from_mapping(values).model
+
+
+def test_learning_rate_schedules():
+    config = from_mapping(tiny.tokenizer_config(optimizer__warmup_steps=10)).optimizer
+    schedule = learning_rate(config, 110)
+    np.testing.assert_allclose(
+        [schedule(0), schedule(5), schedule(10), schedule(60), schedule(110)],
+        np.array([0, 0.5, 1, 0.5, 0]) * config.learning_rate,
+        atol=1e-9,
+    )
+    constant = from_mapping(tiny.tokenizer_config(optimizer__schedule="constant")).optimizer
+    assert learning_rate(constant, 100)(99) == np.float32(constant.learning_rate)

@@ -1,0 +1,94 @@
+"""`train.py` as a user runs it, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from llamagen_jax import checkpoint
+
+ENVIRONMENT = os.environ | {"XLA_FLAGS": ""}  # one device
+
+
+def _command(*arguments):
+    return [sys.executable, "train.py", *map(str, arguments)]
+
+
+def _run(*arguments):
+    return subprocess.run(
+        _command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
+def _config_file(path, values):
+    text = json.dumps(values)
+    path.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict(json.loads({text!r}))\n"
+    )
+    return path
+
+
+def test_killed_run_ends_with_the_same_bits(tmp_path):
+    """kill -9 once a checkpoint is there, then the same command again."""
+    codes = tiny.write_codes(tmp_path / "codes")
+    values = tiny.generator_config(codes, steps=200, checkpoint_every=20, log_every=20)
+    arguments = [f"--config={_config_file(tmp_path / 'config.py', values)}"]
+    assert _run(*arguments, f"--workdir={tmp_path / 'whole'}").returncode == 0
+
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(
+        _command(*arguments, f"--workdir={workdir}"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    while not any((workdir / "checkpoints").glob("[0-9]*0")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "checkpoints" / "200").exists()
+
+    resumed = _run(*arguments, f"--workdir={workdir}")
+    assert resumed.returncode == 0, resumed.stderr
+    whole, killed = (
+        jax.tree.leaves(checkpoint.load_params(folder)[2])
+        for folder in (tmp_path / "whole", workdir)
+    )
+    for a, b in zip(whole, killed, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for folder in (tmp_path / "whole", workdir):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        steps = [line["step"] for line in lines if "train/loss" in line]
+        assert steps == list(range(20, 201, 20))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/digits.py:tokeniser"], "did you mean 'tokenizer'"),
+        (["--config=configs/digits.py"], "has no variant ''"),
+        (["--config=configs/missing.py"], "configs/missing.py"),
+        (["--config=configs/digits.py:tokenizer", "--config.model.dimm=3"], "'dimm'"),
+        (["--config=configs/digits.py:tokenizer", "--config.seed=x"], "--config.seed=x"),
+        (["--config=configs/digits.py:tokenizer", "--config.model.z_channels=0"], "z_channels=0"),
+        (["--config=configs/digits.py:generator"], "demo/tokenizer is neither a file"),
+        ([], "--config"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    ran = _run(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_how_to_use_it():
+    ran = _run("--help")
+    assert "--config=configs/digits.py:tokenizer --workdir=" in ran.stdout
