@@ -1,27 +1,42 @@
 """Class labels as people write them: numbers or names."""
 
+import difflib
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
-from llamagen_jax.errors import InputError, nearest
+from llamagen_jax.errors import InputError
 
 _LISTED = 10
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The 1000 names of ImageNet's classes by label, such as "toilet tissue, toilet paper".
+
+    They are the lemmas of WordNet 3.0; `imagenet_classes.txt` states the source and its licence.
+    """
+    text = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if not line.startswith("#"))
 
 
 def find_class(text: str, names: Sequence[str], num_classes: int) -> int:
     """The label that `text` means.
 
     Args:
-      text: a number below `num_classes`, or a class name or a part of exactly one, in any case.
-      names: class names by label; empty when the model's classes have none.
+      text: a class name or one of its synonyms, a number below `num_classes`, or a part of exactly
+        one class name, in any case.
+      names: class names by label, synonyms separated by commas; empty when the classes have none.
       num_classes: of the model.
 
     Raises:
-      InputError: out of range, unknown (the nearest name is given) or ambiguous (all are).
+      InputError: out of range, ambiguous or unknown; the candidates are listed.
     """
-    exact = [i for i, name in enumerate(names) if name.lower() == text.lower()]
+    wanted = text.lower()
+    synonyms = [[name.lower(), *re.split(r",\s*", name.lower())] for name in names]
+    exact = [label for label, words in enumerate(synonyms) if wanted in words]
     if len(exact) == 1:
         return exact[0]
-    if text.lstrip("-").isdigit():
+    if re.fullmatch(r"-?\d+", text):
         if not 0 <= int(text) < num_classes:
             raise InputError(f"class {text} is out of range: classes are 0 to {num_classes - 1}")
         return int(text)
@@ -30,11 +45,20 @@ def find_class(text: str, names: Sequence[str], num_classes: int) -> int:
             f"class '{text}' is not a number, and the names of this generator's classes are not "
             f"known; give a number from 0 to {num_classes - 1}"
         )
-    found = [i for i, name in enumerate(names) if text.lower() in name.lower()]
+    found = exact or [label for label, name in enumerate(names) if wanted in name.lower()]
     if len(found) == 1:
         return found[0]
-    if not found:
-        raise InputError(f"there is no class '{text}'; {nearest(text, names)}")
-    listed = ", ".join(f"{i} '{names[i]}'" for i in found[:_LISTED])
-    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    raise InputError(f"class '{text}' is ambiguous: {listed}{more}; give one of these")
+    if found:
+        raise InputError(f"class '{text}' is ambiguous; give one of {_list(found, names)}")
+    words = [word for words in synonyms for word in words]
+    close = difflib.get_close_matches(wanted, words, n=3)
+    similar = [label for label, words in enumerate(synonyms) if set(close) & set(words)]
+    raise InputError(
+        f"there is no class '{text}'; give a number or a name, such as "
+        f"{_list(similar or range(len(names)), names)}"
+    )
+
+
+def _list(labels: Sequence[int], names: Sequence[str]) -> str:
+    listed = ", ".join(f"{label} '{names[label]}'" for label in labels[:_LISTED])
+    return listed + (f" and {len(labels) - _LISTED} more" if len(labels) > _LISTED else "")

@@ -16,7 +16,7 @@ from PIL import Image
 from llamagen_jax.data.records import Manifest, open_shards, unpack
 from llamagen_jax.errors import InputError, nearest
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 class DigitsSource:
@@ -79,12 +79,12 @@ class ImageFolderSource:
             (str(path), label)
             for label, name in enumerate(self.class_names)
             for path in sorted((self._folder / name).iterdir())
-            if path.suffix.lower() in _IMAGE_SUFFIXES
+            if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not self._files:
             raise InputError(
                 f"'{folder}' has no images: give a folder with one subfolder per class that "
-                f"holds {', '.join(sorted(_IMAGE_SUFFIXES))} files"
+                f"holds {', '.join(sorted(IMAGE_SUFFIXES))} files"
             )
 
     def __len__(self) -> int:

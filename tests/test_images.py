@@ -1,0 +1,57 @@
+"""Pixel formats, the evaluation resize against recorded values of the original, picture grids."""
+
+import golden_weights
+import numpy as np
+import pytest
+from PIL import Image
+
+from llamagen_jax.errors import InputError
+from llamagen_jax.images import from_uint8, grid, resize, save_png, to_uint8
+
+
+def test_resize_is_that_of_the_original():
+    golden, _ = golden_weights.load("resize")
+    resized = resize(golden["image"], 32)
+    np.testing.assert_allclose(resized, golden["resized32"], atol=1e-6)
+    np.testing.assert_array_equal(to_uint8(resized), golden["uint8"])
+
+
+@pytest.mark.parametrize("size", [5, 8, 21])
+def test_resize_keeps_constants_and_its_own_size(size):
+    image = np.random.default_rng(0).uniform(-1, 1, (size, size, 3)).astype(np.float32)
+    np.testing.assert_allclose(resize(image, size), image, atol=1e-6)
+    constant = np.full((2, 8, 12, 3), 0.25, np.float32)
+    np.testing.assert_allclose(resize(constant, size), np.full((2, size, size, 3), 0.25), atol=1e-6)
+
+
+def test_to_uint8_rounds_and_clips_as_the_original():
+    values = np.float32([-2, -1, -0.5, 0, 0.5, 1, 2])
+    np.testing.assert_array_equal(to_uint8(values), [0, 0, 64, 128, 191, 255, 255])
+
+
+def test_every_pixel_value_survives_the_way_there_and_back():
+    values = np.arange(256, dtype=np.uint8)
+    floats = from_uint8(values)
+    assert (float(floats.min()), float(floats.max())) == (-1, 1)
+    np.testing.assert_array_equal(to_uint8(floats), values)
+
+
+def test_grid():
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((4, 5, 3), np.uint8)
+    picture = grid(images.reshape(2, 3, 4, 5, 3))
+    assert picture.shape == (2 + 2 * 6, 2 + 3 * 7, 3)
+    cells = [
+        picture[2 + 6 * r : 6 + 6 * r, 2 + 7 * c : 7 + 7 * c] for r in (0, 1) for c in range(3)
+    ]
+    np.testing.assert_array_equal(cells, images)
+    assert np.all(picture[:2] == 255)
+
+
+def test_save_png(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    save_png(tmp_path / "new" / "a.png", image)
+    np.testing.assert_array_equal(Image.open(tmp_path / "new" / "a.png"), image)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        save_png(tmp_path / "file" / "a.png", image)

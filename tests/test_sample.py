@@ -1,0 +1,234 @@
+"""The command that samples images, in process, with tiny models."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import golden_weights
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import sample
+from llamagen_jax import export, zoo
+
+# Configurations that the tensors tell in full.
+CLASS = dataclasses.replace(tiny.LLAMA_CONFIG, num_classes=1000, multiple_of=96)
+TEXT = dataclasses.replace(tiny.TEXT_CONFIG, num_classes=1000, multiple_of=96)
+TOKENIZER = tiny.VQGAN_CONFIG
+
+
+def run(*args):
+    sample.main([str(arg) for arg in args])
+
+
+def fails(*args) -> str:
+    """The one line that the command ends with."""
+    with pytest.raises(SystemExit) as error:
+        run(*args)
+    line = str(error.value)
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    return line
+
+
+def read(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def write_export(folder, config, **metadata):
+    export.write(folder, zoo.build(config), golden_weights.params(config), **metadata)
+    return folder
+
+
+def write_original(path, config, **extra):
+    """A file of the original's layout, by PyTorch or as safetensors."""
+    tensors = golden_weights.state_dict(config) | extra
+    if path.suffix == ".safetensors":
+        export.write_tensors(
+            path, {n: export.Tensor(t.shape, t.dtype, [t]) for n, t in tensors.items()}
+        )
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({"model": {n: torch.from_numpy(t) for n, t in tensors.items()}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Options that name exports of a generator and its tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    names = [f"digit {i}" for i in range(10)]
+    generator = write_export(folder / "generator", tiny.LLAMA_CONFIG, class_names=names)
+    return [
+        "--generator",
+        generator,
+        "--tokenizer",
+        write_export(folder / "tokenizer", TOKENIZER),
+    ]
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Gives published names to tiny models, so that their files are small."""
+    monkeypatch.setitem(zoo.MODELS, "GPT-L", CLASS)
+    for name, config in {
+        "c2i_L_384": CLASS,
+        "c2i_L_32": CLASS,
+        "t2i_XL_stage1_256": TEXT,
+        "vq_ds16_c2i": TOKENIZER,
+    }.items():
+        monkeypatch.setitem(zoo.PUBLISHED, name, config)
+
+
+@pytest.fixture(autouse=True)
+def in_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_an_npz_holds_images_labels_and_codes(models, tmp_path):
+    out = tmp_path / "a.npz"
+    run(*models, "--labels", "7", "2", "--count", "2", "--output", out)
+    arrays = read(out)
+    assert arrays.keys() == {"arr_0", "labels", "codes"}
+    np.testing.assert_array_equal(arrays["labels"], [7, 7, 2, 2])
+    assert (arrays["arr_0"].shape, arrays["arr_0"].dtype) == ((4, 32, 32, 3), np.uint8)
+    assert (arrays["codes"].shape, arrays["codes"].dtype) == ((4, 16), np.int32)
+    assert len(np.unique(arrays["codes"], axis=0)) == 4
+
+
+def test_images_do_not_depend_on_the_batch_size(models, tmp_path):
+    for name, size in (("a", 32), ("b", 5)):
+        run(*models, "--batch-size", size, "--output", tmp_path / f"{name}.npz")
+    a, b = read(tmp_path / "a.npz"), read(tmp_path / "b.npz")
+    np.testing.assert_array_equal(a["labels"], np.arange(10))
+    np.testing.assert_array_equal(a["codes"], b["codes"])
+    # Convolutions round differently at another batch size.
+    np.testing.assert_allclose(a["arr_0"].astype(int), b["arr_0"], atol=1)
+    run(*models, "--seed", "1", "--output", tmp_path / "a.npz")
+    assert not np.array_equal(read(tmp_path / "a.npz")["codes"], b["codes"])
+
+
+def test_grids_folders_and_arrays_hold_the_same_images(models, tmp_path):
+    for name in ("a.npz", "a.png", "wide.png", "folder"):
+        columns = ["--columns", "3"] if name == "wide.png" else []
+        labels = ["--labels", "1", "2", "--count", "2"]
+        run(*models, *labels, "--output", tmp_path / name, *columns)
+    images = read(tmp_path / "a.npz")["arr_0"]
+    names = sorted(path.name for path in (tmp_path / "folder").iterdir())
+    assert names == [f"00000{i}_class_{label}.png" for i, label in enumerate([1, 1, 2, 2])]
+    for name, image in zip(names, images, strict=True):
+        np.testing.assert_array_equal(Image.open(tmp_path / "folder" / name), image)
+    cells = [images[0], images[1], images[2], images[3]]
+    for name, columns in (("a.png", 2), ("wide.png", 3)):
+        picture = np.asarray(Image.open(tmp_path / name))
+        assert picture.shape == (2 + 34 * 2, 2 + 34 * columns, 3)
+        for i, image in enumerate(cells):
+            top, left = 2 + 34 * (i // columns), 2 + 34 * (i % columns)
+            np.testing.assert_array_equal(picture[top : top + 32, left : left + 32], image)
+
+
+def test_resize(models, tmp_path):
+    run(*models, "--labels", "3", "--resize", "20", "--output", tmp_path / "a.npz")
+    assert read(tmp_path / "a.npz")["arr_0"].shape == (1, 20, 20, 3)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_files_of_the_original_and_exports_give_the_same(published, tmp_path, suffix):
+    generator = write_original(tmp_path / f"c2i_L_32{suffix}", CLASS)
+    tokenizer = write_original(tmp_path / f"vq_ds16_c2i{suffix}", TOKENIZER)
+    write_export(tmp_path / "generator", CLASS)
+    write_export(tmp_path / "tokenizer", TOKENIZER)
+    for name, labels, weights in (
+        ("a", ["golden retriever", "OTTER", "red panda", "974"], (generator, tokenizer)),
+        ("b", ["207", "360", "387", "974"], (tmp_path / "generator", tmp_path / "tokenizer")),
+    ):
+        options = ["--generator", weights[0], "--tokenizer", weights[1], "--labels", *labels]
+        options += ["--guidance-scale", "4", "--top-k", "20"]
+        run(*options, "--output", tmp_path / f"{name}.npz")
+    a, b = read(tmp_path / "a.npz"), read(tmp_path / "b.npz")
+    np.testing.assert_array_equal(a["labels"], [207, 360, 387, 974])
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_class_names(published, models, tmp_path):
+    options = [*models, "--output", tmp_path / "a.npz"]
+    run(*options, "--labels", "Digit 4", "2")
+    np.testing.assert_array_equal(read(tmp_path / "a.npz")["labels"], [4, 2])
+    assert "such as 3 'digit 3'" in fails(*options, "--labels", "dgit 3")
+    assert "classes are 0 to 9" in fails(*options, "--labels", "10")
+    assert "'digit' is ambiguous" in fails(*options, "--labels", "digit")
+    path = write_original(tmp_path / "c2i_L_32.safetensors", CLASS)
+    line = fails(*models, "--generator", path, "--labels", "golden retreiver")
+    assert "such as 207 'golden retriever'" in line
+
+
+def test_models_of_the_wrong_kind(published, models, tmp_path):
+    generator = write_original(tmp_path / "c2i_L_32.safetensors", CLASS)
+    tokenizer = write_original(tmp_path / "vq_ds16_c2i.safetensors", TOKENIZER)
+    text = write_original(tmp_path / "t2i_XL_stage1_256.safetensors", TEXT)
+    assert fails(*models, "--generator", tokenizer).endswith(
+        "vq_ds16_c2i.safetensors is a tokenizer; expected a class-conditional transformer"
+    )
+    assert fails(*models, "--tokenizer", generator).endswith(
+        "c2i_L_32.safetensors is a class-conditional transformer; expected a tokenizer"
+    )
+    assert fails(*models, "--generator", text).endswith(
+        "is a text-conditional transformer; expected a class-conditional transformer"
+    )
+    assert "give --tokenizer" in fails("--generator", generator)
+
+
+def test_models_that_do_not_fit(published, models, tmp_path):
+    table = np.zeros((1 + 5 * 5, 4, 2), np.float32)
+    path = write_original(tmp_path / "c2i_L_384.safetensors", CLASS, freqs_cis=table)
+    assert "has codes on a 5x5 grid; expected 4x4" in fails(*models, "--generator", path)
+    write_original(path, CLASS)
+    assert "makes images of 32 px, unlike its name" in fails(*models, "--generator", path)
+    other = write_export(tmp_path / "other", dataclasses.replace(TOKENIZER, codebook_size=64))
+    assert "has 64 codes but the generator 32" in fails(*models, "--tokenizer", other)
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("code-was-run",)
+
+
+def test_files_that_are_no_checkpoints(published, models, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = write_original(tmp_path / "c2i_L_32.pt", CLASS)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "c2i_L_32.pt is truncated or no" in fails(*models, "--generator", path)
+    path.write_text("<html>")
+    assert "c2i_L_32.pt is truncated or no" in fails(*models, "--generator", path)
+    torch.save({"model": Code()}, path)
+    assert "pickled code (posix.mkdir)" in fails(*models, "--generator", path)
+    assert not (tmp_path / "code-was-run").exists()
+    line = fails(*models, "--generator", "c2i_L_348.pt")
+    assert "neither a file, a folder nor a published name" in line
+
+
+def test_impossible_settings_and_outputs_are_named(models, tmp_path):
+    for option in ("--count", "--batch-size", "--columns", "--resize"):
+        assert f"{option} is 0" in fails(*models, option, "0")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "a.png", tmp_path / "file" / "folder"):
+        assert f"cannot write {path}" in fails(*models, "--output", path)
+    (tmp_path / "folder").mkdir()
+    line = fails(*models, "--output", tmp_path / "folder")
+    assert "folder exists already" in line
+    line = fails(*models, "--output", tmp_path / "a.png", "--top-p", "2")
+    assert "top_p=2.0 must be in (0, 1]" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_the_command_line():
+    shown = subprocess.run(
+        [sys.executable, sample.__file__, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--guidance-scale" in shown.stdout
+    assert shown.stderr == ""
