@@ -24,6 +24,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     with one_line_errors():
         config = from_mapping(_CONFIG.value.to_dict())
         vqgan = None
@@ -48,5 +49,4 @@ def _parse_flags(argv):
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    flags.FLAGS.set_default("verbosity", logging.WARNING)
     app.run(main, flags_parser=_parse_flags)

@@ -188,7 +188,7 @@ def test_files_that_do_not_decode(tokenizer, images, tmp_path):
     assert not (tmp_path / "decoded").exists()
 
 
-def test_codes_to_train_on(tokenizer, tmp_path):
+def test_codes_to_train_on(tokenizer, tmp_path, capsys):
     for label, name in enumerate(("cat", "dog")):
         for i in range(5):
             write_image(tmp_path / "images" / name / f"{i}.png", (20 + i, 30), 10 * label + i)
@@ -196,6 +196,8 @@ def test_codes_to_train_on(tokenizer, tmp_path):
     options = ["--tokenizer", tokenizer, "--image-size", "16", "--batch-size", "3"]
     where = ["--source", "image_folder", "--location", tmp_path / "images"]
     run("codes", *where, tmp_path / "codes", *options)
+    assert "wrote codes of 9 images" in (told := capsys.readouterr().out)
+    assert "skipped 1" in told
     manifest = Manifest.read(tmp_path / "codes")
     assert manifest.class_names == ("cat", "dog")
     assert (manifest.image_size, manifest.code_shape) == (16, (1, 4))

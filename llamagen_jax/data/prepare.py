@@ -41,15 +41,18 @@ def extract_codes(
     """
     model, params = open_tokenizer(tokenizer, batch_size=batch_size, image_size=image_size)
     batch_size += -batch_size % jax.device_count()
-    c = model.config
-    return write_dataset(
+    c, source = model.config, open_source(kind, location)
+    manifest = write_dataset(
         output,
         _code_records(kind, location, model, params, image_size, batch_size),
         image_size=image_size,
-        class_names=open_source(kind, location).class_names,
+        class_names=source.class_names,
         tokenizer=TokenizerId(tokenizer, weights_hash(params), c.codebook_size),
         code_shape=(1, (image_size // c.downsampling) ** 2),
     )
+    count = sum(shard.records for shard in manifest.shards)
+    print(f"wrote codes of {count} images to {output}; skipped {len(source) - count}")
+    return manifest
 
 
 def _code_records(
