@@ -75,7 +75,6 @@ def train(
 
         train_step = jax.jit(task.train_step, donate_argnums=0)
         eval_step = jax.jit(task.eval_step)
-        merge = jax.jit(lambda a, b: a.merge(b))
         bar = stack.enter_context(_progress_bar(config, int(state.step)))
         check = functools.partial(_check_finite, checkpoints=checkpoints)
         rate = _Rate(int(state.step))
@@ -86,7 +85,9 @@ def train(
             batch = next(batches)
             skipped += int(batch.pop("skipped").sum())
             state, now = train_step(state, sharding.put_batch(batch, mesh))
-            merged = now if merged is None else merge(merged, now)
+            # Not jitted: jit's cache may take collections of another class but equal structure for
+            # these.
+            merged = now if merged is None else merged.merge(now)
             if last is not None:
                 # One step late, so that the device always has the next step to run.
                 bar.set_postfix_str(f"loss {check(last, step - 1):.4g}", refresh=False)
@@ -105,7 +106,8 @@ def train(
             if config.data.eval and _due(config, step, config.eval_every):
                 held_out = (sharding.put_batch(b, mesh) for b in _eval_batches(config))
                 metrics = (eval_step(state.eval_params, b) for b in held_out)
-                log.scalars(step, "eval", functools.reduce(merge, metrics).compute())
+                total = functools.reduce(lambda a, b: a.merge(b), metrics)
+                log.scalars(step, "eval", total.compute())
             if task.preview and _due(config, step, config.sample_every):
                 shown = next(_eval_batches(config)) if config.data.eval else batch
                 log.pictures(step, to_uint8(task.preview(state.eval_params, shown)))
