@@ -1,14 +1,13 @@
 """Checkpoints of a training run: asynchronous orbax saves, exact restores, parameters alone.
 
 A run's work folder holds `config.json` (the whole configuration) and `checkpoints/STEP/` with one
-orbax item each for params, ema (where kept), optimizer (with the step) and data (the iterator's
-position, one file per process).
+orbax item each for params, ema (where kept) and optimizer (with the step, which is also the
+position in the data).
 """
 
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
@@ -36,24 +35,22 @@ class Checkpointer:
         """The newest whole checkpoint; a save that was cut off does not count."""
         return self._manager.latest_step()
 
-    def save(self, state: Any, batches: grain.DatasetIterator) -> None:
+    def save(self, state: Any) -> None:
         """Starts writing in the background; returns when the arrays may be donated again."""
         items = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(_optimizer_item(state)),
-            "data": grain.checkpoint.CheckpointSave(batches),
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
-    def restore(self, abstract_state: Any, batches: grain.DatasetIterator) -> Any:
-        """Reads the newest checkpoint and moves `batches` to its position.
+    def restore(self, abstract_state: Any) -> Any:
+        """Reads the newest checkpoint.
 
         Args:
           abstract_state: ShapeDtypeStructs with the shardings that the arrays shall have; they may
             differ from those that the checkpoint was written with.
-          batches: iterator made with the arguments of the interrupted run.
 
         Raises:
           InputError: the checkpoint is damaged or of another model.
@@ -62,7 +59,6 @@ class Checkpointer:
         items = {
             "params": ocp.args.StandardRestore(abstract_state.params),
             "optimizer": ocp.args.StandardRestore(_optimizer_item(abstract_state)),
-            "data": grain.checkpoint.CheckpointRestore(batches),
         }
         if abstract_state.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract_state.ema)
@@ -96,7 +92,6 @@ def load_params(folder: str | Path) -> tuple[str, dict, Any]:
     folder = Path(folder)
     config = read_config(folder)
     handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "ema", "optimizer")}
-    handlers["data"] = grain.checkpoint.CheckpointHandler()
     path = (folder / "checkpoints").absolute()
     with ocp.CheckpointManager(path, item_handlers=handlers) as manager:
         step = manager.latest_step()

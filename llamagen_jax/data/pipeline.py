@@ -1,12 +1,16 @@
-"""Batches for training (endless, shuffled, resumable) and evaluation (one pass, in order).
+"""Batches for training (endless, shuffled, seekable) and evaluation (one pass, in order).
 
-grain shuffles and splits record indices; one function reads a record and makes an example of it.
-A broken record becomes a `_Broken`, which is dropped and counted where the stream is sequential.
+Every training batch is a function of (seed, step): of the stream of shuffled epochs it holds
+records step * B to (step + 1) * B, so a run goes on exactly from any step, on any number of
+processes and workers.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import grain
@@ -60,41 +64,36 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Endless batches of this process's share of the training data, reshuffled every epoch.
+    """Endless batches of the training data from step `start` on, reshuffled every epoch.
 
-    Batches hold {"image": uint8 [B, S, S, 3], "label": int32 [B]}, or, for records with codes,
-    {"codes": int32 [B, L], "label": int32 [B]}, one row of the codes drawn at random. In both,
-    "skipped" (int32 [B]) counts the broken records that were left out just before each example.
+    Batches hold {"image": uint8 [b, S, S, 3], "label": int32 [b]}, or, for records with codes,
+    {"codes": int32 [b, L], "label": int32 [b]}, one row of the codes drawn at random. A broken
+    record is replaced by the next whole one of the stream; "skipped" (bool [b]) tells where.
 
-    `batch_size` is per process. Before broken records are left out, the processes together see
-    every record exactly once per epoch. `get_state` and `set_state` (a dict fit for JSON) resume
-    exactly, for the same arguments; close the iterator if `config.workers` > 0.
+    `batch_size` is over all processes, which get b = batch_size / process_count consecutive rows
+    each. Before broken records are replaced, every record is seen exactly once per epoch. Close
+    the iterator if `config.workers` > 0.
 
     Raises InputError if the data cannot be opened, or, while iterating, if a record has neither
     image nor codes, or if 1000 records in a row are broken.
     """
-    source = open_source(config.source, config.train)
-    load = functools.partial(_load, source, functools.partial(_train_example, config))
-    examples = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        # Before the split: the index in the whole stream seeds the augmentation of a record.
-        .random_map(load)
-        .slice(slice(process_index, None, process_count))
-        .to_iter_dataset()
+    share = batch_size // process_count
+    batches = _TrainBatches(config, batch_size, seed, process_index * share, share)
+    iterator = (
+        grain.MapDataset.source(batches)[start:]
+        # Elements are whole batches: a long buffer would load thousands of records ahead.
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     )
-    batches = _SkipBroken(examples, repr(source)).batch(batch_size)
     if config.workers:
         # grain reads absl flags, which are unparsed unless absl.app.run started the program.
         flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=config.workers)
-        batches = batches.mp_prefetch(options)
-    return iter(batches)
+        iterator = iterator.mp_prefetch(options)
+    return iter(iterator)
 
 
 def eval_batches(
@@ -103,7 +102,7 @@ def eval_batches(
     """One pass over this process's share of the held-out data, in order, without augmentation.
 
     Batches are those of `train_batches` with centre crops and the first row of the codes, and
-    with "weight" (float32 [B]) instead of "skipped": 1 for a record, 0 for a row that pads. All
+    with "weight" (float32 [b]) instead of "skipped": 1 for a record, 0 for a row that pads. All
     processes get the same number of batches. Broken records are left out with a warning.
 
     Raises InputError if there is no held-out data, or none that can be read.
@@ -116,9 +115,11 @@ def eval_batches(
     if padding is None:
         raise InputError(f"every record of {source!r} is broken: copy or write the data again")
     share = grain.MapDataset.range(len(source)).map(load)[process_index::process_count]
-    records_per_process = -(-len(source) // process_count)
     return _padded_batches(
-        _without_broken(share), padding, batch_size, -(-records_per_process // batch_size)
+        _without_broken(share),
+        padding,
+        batch_size // process_count,
+        -(-len(source) // batch_size),
     )
 
 
@@ -171,41 +172,42 @@ def _eval_example(config: DataConfig, record: dict) -> dict:
     return {"image": image, "label": label}
 
 
-class _SkipBroken(grain.IterDataset):
-    """Drops `_Broken`s; adds to each example how many were dropped just before it."""
+class _TrainBatches:
+    """Random access to the batches of the endless stream, as grain reads a source."""
 
-    def __init__(self, parent: grain.IterDataset, source_name: str):
-        super().__init__(parent)
-        self._source_name = source_name
+    def __init__(self, config: DataConfig, batch_size: int, seed: int, first: int, count: int):
+        self._source = open_source(config.source, config.train)
+        self._order = grain.MapDataset.range(len(self._source)).seed(seed).shuffle().repeat()
+        self._make_example = functools.partial(_train_example, config)
+        self._batch_size, self._seed, self._first, self._count = batch_size, seed, first, count
+        self._threads = max((os.cpu_count() or 1) // max(config.workers, 1), 1)
 
-    def __iter__(self) -> grain.DatasetIterator:
-        return _SkipBrokenIterator(self._parent.__iter__(), self._source_name)
+    def __len__(self) -> int:
+        return sys.maxsize // self._batch_size
 
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        first = step * self._batch_size + self._first
+        rows = list(self._pool.map(self._example, range(first, first + self._count)))
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
-class _SkipBrokenIterator(grain.DatasetIterator):
-    def __init__(self, parent: grain.DatasetIterator, source_name: str):
-        super().__init__(parent)
-        self._source_name = source_name
+    # Made by the process that loads, since it cannot be sent to one.
+    @functools.cached_property
+    def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
+        return concurrent.futures.ThreadPoolExecutor(self._threads)
 
-    def __next__(self) -> dict:
-        broken = []
-        while not _is_whole(example := next(self._parent)):
-            broken.append(example)
-            if len(broken) == _MAX_BROKEN_RUN:
-                raise InputError(
-                    f"{len(broken)} records in a row of {self._source_name} are broken, "
-                    f"the last: {example.reason}; copy or write the data again"
-                )
-        for one in broken:
-            _warn(one)
-        return example | {"skipped": np.int32(len(broken))}
-
-    # Every call ends on a whole example, so the position in the parent is all there is to save.
-    def get_state(self) -> dict:
-        return self._parent.get_state()
-
-    def set_state(self, state: dict) -> None:
-        self._parent.set_state(state)
+    def _example(self, position: int) -> dict:
+        for tried in range(_MAX_BROKEN_RUN):
+            # By position in the stream, so that a record is augmented anew in every epoch.
+            rng = np.random.default_rng((self._seed, position + tried))
+            example = _load(self._source, self._make_example, self._order[position + tried], rng)
+            if _is_whole(example):
+                return example | {"skipped": np.bool_(tried > 0)}
+            if not tried:
+                _warn(example)
+        raise InputError(
+            f"{_MAX_BROKEN_RUN} records in a row of {self._source!r} are broken, "
+            f"the last: {example.reason}; copy or write the data again"
+        )
 
 
 def _warn(broken: _Broken) -> None:

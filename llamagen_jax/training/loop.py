@@ -42,8 +42,7 @@ def train(
     """Trains to `config.steps`, from the newest checkpoint in `workdir` where there is one.
 
     A run that was killed and started again ends with the same bits as one that was not: a
-    checkpoint holds the whole state and the data's position, and every random key comes from
-    (seed, step).
+    checkpoint holds the whole state, and every batch and random key comes from (seed, step).
 
     Args:
       config: the run.
@@ -68,9 +67,10 @@ def train(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        batches = stack.enter_context(contextlib.closing(_train_batches(config)))
         checkpoints = stack.enter_context(contextlib.closing(Checkpointer(workdir)))
-        state = _start(task.init, config, mesh, checkpoints, batches)
+        state = _start(task.init, config, mesh, checkpoints)
+        batches = _train_batches(config, start=int(state.step))
+        stack.enter_context(contextlib.closing(batches))
         log = stack.enter_context(contextlib.closing(MetricsLog(workdir, int(state.step))))
 
         train_step = jax.jit(task.train_step, donate_argnums=0)
@@ -113,7 +113,7 @@ def train(
                 log.pictures(step, to_uint8(task.preview(state.eval_params, shown)))
             if _due(config, step, config.checkpoint_every):
                 check(now, step)
-                checkpoints.save(state, batches)
+                checkpoints.save(state)
         return state
 
 
@@ -163,20 +163,20 @@ def _make_mesh(config) -> Mesh:
     return mesh
 
 
-def _per_process(config) -> dict[str, int]:
-    return {
-        "batch_size": config.batch_size // jax.process_count(),
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-
-
-def _train_batches(config) -> grain.DatasetIterator:
-    return train_batches(config.data, seed=config.seed, **_per_process(config))
+def _train_batches(config, start: int) -> grain.DatasetIterator:
+    return train_batches(config.data, seed=config.seed, start=start, **_share(config))
 
 
 def _eval_batches(config) -> Iterator[dict[str, np.ndarray]]:
-    return eval_batches(config.data, **_per_process(config))
+    return eval_batches(config.data, **_share(config))
+
+
+def _share(config) -> dict[str, int]:
+    return {
+        "batch_size": config.batch_size,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
 
 
 def _open_workdir(workdir: Path, config, class_names: tuple[str, ...]) -> None:
@@ -210,13 +210,13 @@ def _may_change(key: str) -> bool:
 
 
 def _start(
-    init: Callable[[], TrainState], config, mesh: Mesh, checkpoints: Checkpointer, batches
+    init: Callable[[], TrainState], config, mesh: Mesh, checkpoints: Checkpointer
 ) -> TrainState:
     """The newest checkpoint's state, or the one before the first step, in its place on the mesh."""
     if checkpoints.latest_step is None:
         return sharding.sharded_init(init, config.sharding_rules, mesh)
     abstract = sharding.abstract_init(init, config.sharding_rules, mesh)
-    return checkpoints.restore(abstract, batches)
+    return checkpoints.restore(abstract)
 
 
 def _progress_bar(config, step: int) -> tqdm:
