@@ -79,6 +79,9 @@ def _generator() -> dict:
         "sample_every": 300,
         "tokenizer": "demo/tokenizer",
         "sample": {"guidance_scale": 3.0, "top_k": 0},
+        "accumulation_steps": 1,
+        "attention": "auto",
+        "remat": "none",
         "data": {
             "source": "array_record",
             "train": "demo/codes/train",

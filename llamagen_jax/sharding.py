@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,22 +35,23 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     """Mesh of all devices with axes "data", "fsdp" and "tensor".
 
     Args:
-      data: ways the batch is split while parameters are copied; -1 takes the devices left over.
+      data: ways the batch is split while parameters are copied.
       fsdp: ways both the batch and the parameters are split.
       tensor: ways the parameters alone are split.
+        One of the three may be -1, which takes the devices left over.
 
     Raises:
       InputError: the sizes do not use all devices.
     """
-    count = jax.device_count()
-    if data == -1 and count % (fsdp * tensor) == 0:
-        data = count // (fsdp * tensor)
-    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
+    count, names = jax.device_count(), ("data", "fsdp", "tensor")
+    asked = (data, fsdp, tensor)
+    rest = math.prod(size for size in asked if size != -1)
+    shape = tuple(count // max(rest, 1) if size == -1 else size for size in asked)
+    if asked.count(-1) > 1 or min(shape) < 1 or math.prod(shape) != count:
         raise InputError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use the {count} devices "
-            "there are; the three must multiply to that number (data=-1 takes what is left)"
+            "there are; the three must multiply to that number (one may be -1: what is left)"
         )
-    shape, names = (data, fsdp, tensor), ("data", "fsdp", "tensor")
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -62,6 +64,11 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """Joins every process's part of a batch, arrays [B / processes, ...], on the mesh."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole of an array that is spread over devices, in every process; all must ask for it."""
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def tree_shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:

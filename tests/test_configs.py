@@ -14,7 +14,10 @@ from llamagen_jax.training.config import GeneratorTraining, from_mapping
 from llamagen_jax.training.optimizer import learning_rate
 
 # Every configuration file with its variants; a file that is missing here fails the next test.
-VARIANTS = {"digits": ("tokenizer", "generator")}
+VARIANTS = {
+    "c2i": ("B-256", "3B-384"),
+    "digits": ("tokenizer", "generator"),
+}
 
 
 def test_every_config_file_is_tested():

@@ -1,5 +1,6 @@
 """The training loop, in process, on eight faked devices."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,11 +11,9 @@ import tiny
 from PIL import Image
 
 from llamagen_jax import checkpoint, sharding, zoo
-from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.records import Manifest, TokenizerId
 from llamagen_jax.errors import InputError
 from llamagen_jax.export import weights_hash
-from llamagen_jax.training import generator, tokenizer
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.loop import train
 
@@ -45,22 +44,18 @@ def _assert_same_bits(first, second):
 @pytest.mark.parametrize("task_name", TASKS)
 def test_losses_are_equal_on_every_mesh(codes, task_name):
     config = _config(task_name, codes)
-    task = tokenizer.make_task(config) if task_name == "tokenizer" else generator.make_task(config)
-    state = jax.jit(task.init)()
-    batches = [next(train_batches(config.data, batch_size=8, seed=seed)) for seed in range(3)]
-    losses = []
-    for shape in ((8, 1, 1), (2, 4, 1), (2, 2, 2)):
-        mesh = sharding.make_mesh(*shape)
-        with jax.set_mesh(mesh):
-            here = sharding.tree_shardings(state, config.sharding_rules, mesh)
-            sharded, step = jax.device_put(state, here), jax.jit(task.train_step)
-            losses.append([])
-            for batch in batches:
-                sharded, metrics = step(sharded, sharding.put_batch(batch, mesh))
-                losses[-1].append(metrics.loss.compute())
+    losses = [tiny.losses(config, mesh) for mesh in tiny.meshes((1, 1, 1), (2, 2, 2))]
     assert losses[0][0] != losses[0][2]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
-    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(codes):
+    rates = ("condition_dropout", "token_dropout", "residual_dropout", "ffn_dropout")
+    config = _config("generator", codes, **{f"model__{rate}": 0.0 for rate in rates})
+    (mesh,) = tiny.meshes((4, 1, 2))
+    whole = tiny.losses(config, mesh)
+    parts = tiny.losses(dataclasses.replace(config, accumulation_steps=2), mesh)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -183,6 +178,8 @@ def test_work_folder_that_cannot_be_written_is_named(tmp_path, codes):
 
 
 def test_batch_must_divide_over_the_mesh(tmp_path, codes):
+    with pytest.raises(InputError, match=r"batch_size=8 .* the 16 ways .*accumulation_steps=2"):
+        train(_config("generator", codes, accumulation_steps=2), tmp_path / "run")
     with pytest.raises(InputError, match=r"batch_size=12 is not divisible by the 8 ways .*: 16"):
         train(_config("generator", codes, batch_size=12), tmp_path / "run")
     assert not (tmp_path / "run").exists()

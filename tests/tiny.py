@@ -1,17 +1,22 @@
 """Configurations, models and data small enough to train in a test."""
 
 import copy
+import itertools
+import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from configs import digits
-from llamagen_jax import export
+from llamagen_jax import export, sharding
+from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
+from llamagen_jax.training.loop import make_task
 
 VQGAN_SIZES = {
     "base_channels": 32,
@@ -64,6 +69,28 @@ def _short(config: dict, changes: dict) -> dict:
             place = place[parent]
         place[key] = value
     return config
+
+
+def meshes(*shapes: tuple[int, int, int]) -> list[Mesh]:
+    """Meshes of the first of the faked devices."""
+    names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    return [
+        jax.make_mesh(s, names, axis_types=types, devices=jax.devices()[: math.prod(s)])
+        for s in shapes
+    ]
+
+
+def losses(config, mesh: Mesh, steps: int = 3) -> list[float]:
+    """Losses of the first training steps."""
+    task = make_task(config)
+    batches = train_batches(config.data, batch_size=config.batch_size, seed=config.seed)
+    with jax.set_mesh(mesh):
+        state = sharding.sharded_init(task.init, config.sharding_rules, mesh)
+        step, values = jax.jit(task.train_step), []
+        for batch in itertools.islice(batches, steps):
+            state, metrics = step(state, sharding.put_batch(batch, mesh))
+            values.append(float(metrics.loss.compute()))
+    return values
 
 
 def write_codes(folder: Path, tokenizer: TokenizerId | None = None, num_classes: int = 10) -> Path:

@@ -12,6 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llamagen_jax.models.attention import attention_mask, causal_attention, key_validity
+
+# What a layer keeps for its backward pass, so that the rest is computed again; "none" keeps all.
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
 _normal_init = nn.initializers.normal(0.02)
 
 
@@ -107,26 +115,40 @@ class Llama(nn.Module):
       scan_layers: True stores the layers' parameters stacked under "layers" and scans over them, so
         that compile time does not depend on depth; False keeps "layers_0", "layers_1", ... apart,
         which decodes faster. `unstack_layers` turns the first kind of parameters into the second.
+      attention: kernel for passes without a cache, a result of `attention.choose`.
+      remat: what layers keep for the backward pass: "none" recomputes nothing, "dots" keeps the
+        outputs of the projections, "full" the layers' inputs alone.
     """
 
     config: LlamaConfig
     scan_layers: bool = True
+    attention: str = "xla"
+    remat: str = "none"
 
     def setup(self):
         c = self.config
         self.codes_embedding = nn.Embed(c.vocab_size, c.dim, embedding_init=_normal_init)
         self.condition_embedding = ConditionEmbedding(c)
         self.token_dropout = nn.Dropout(c.token_dropout)
+        block = Block
+        if self.remat != "none":
+            # CSE cannot undo the recomputation across a scan's iterations.
+            block = nn.remat(
+                Block,
+                policy=REMAT_POLICIES[self.remat],
+                prevent_cse=not self.scan_layers,
+                static_argnums=(5,),
+            )
         if self.scan_layers:
             self.layers = nn.scan(
-                Block,
+                block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, 0, nn.broadcast, nn.broadcast),
                 length=c.n_layers,
-            )(c)
+            )(c, self.attention)
         else:
-            self.layers = [Block(c) for _ in range(c.n_layers)]
+            self.layers = [block(c, self.attention) for _ in range(c.n_layers)]
         self.norm = RMSNorm(c.norm_eps)
         self.output = self.param("output", nn.initializers.zeros, (c.dim, c.vocab_size))
 
@@ -172,7 +194,7 @@ class Llama(nn.Module):
 
         Args:
           x: [B, Q, D] embeddings.
-          positions: int [Q], the condition first: 0 ... T + L - 1.
+          positions: int [Q], the condition first: 0 ... T + L - 1; without a cache all from 0 on.
           condition_mask: bool [B, T], False at padding; None for no padding.
           cache: keys and values of earlier positions from `init_cache`, or None.
           train: apply dropout.
@@ -182,10 +204,11 @@ class Llama(nn.Module):
         """
         c = self.config
         num_keys = x.shape[1] if cache is None else c.condition_length + c.code_length
-        mask = attention_mask(positions, num_keys, condition_mask)
+        valid = key_validity(condition_mask, num_keys)
         cos_sin = rope_table(c)[positions]
         rates = np.linspace(0, c.drop_path, c.n_layers, dtype=np.float32)
-        where = (positions[0], cos_sin, mask)
+        mask = None if cache is None else attention_mask(positions, num_keys, valid)
+        where = (positions[0], cos_sin, valid, mask)
         if self.scan_layers:
             return self.layers(x, rates, cache, where, train)
         new_cache = []
@@ -268,17 +291,19 @@ class Block(nn.Module):
     """Pre-norm attention and SwiGLU, each with dropout or drop-path on its residual branch."""
 
     config: LlamaConfig
+    implementation: str
 
     @nn.compact
     def __call__(self, x, drop_path_rate, cache, where, train):
         c = self.config
+        x = split_batch(x)
 
         def residual(branch, dropout):
             if c.drop_path:
                 return self._drop_path(branch, drop_path_rate, train)
             return nn.Dropout(dropout)(branch, deterministic=not train)
 
-        attended, cache = Attention(c, name="attention")(
+        attended, cache = Attention(c, self.implementation, name="attention")(
             RMSNorm(c.norm_eps, name="attention_norm")(x), cache, where
         )
         x = x + residual(attended, c.residual_dropout)
@@ -298,21 +323,24 @@ class Attention(nn.Module):
     """Causal self-attention with rotary positions, grouped key-value heads and optional cache."""
 
     config: LlamaConfig
+    implementation: str
 
     @nn.compact
     def __call__(self, x, cache, where):
         c = self.config
-        start, cos_sin, mask = where
+        start, cos_sin, valid, mask = where
         B, Q, D = x.shape
         q = _dense(c.n_heads * c.head_dim, c, "q")(x).reshape(B, Q, c.n_heads, c.head_dim)
         k = _dense(c.kv_heads * c.head_dim, c, "k")(x).reshape(B, Q, c.kv_heads, c.head_dim)
         v = _dense(c.kv_heads * c.head_dim, c, "v")(x).reshape(B, Q, c.kv_heads, c.head_dim)
         q, k = rotate(q, cos_sin), rotate(k, cos_sin)
-        if cache is not None:
+        if cache is None:
+            attended = causal_attention(q, k, v, valid, self.implementation)
+        else:
             k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, start, axis=1)
             cache = {"k": k, "v": v}
-        attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+            attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
         return _dense(D, c, "out")(attended.reshape(B, Q, -1)), cache
 
 
@@ -354,24 +382,16 @@ def rotate(x: jax.Array, cos_sin: jax.Array) -> jax.Array:
     return jnp.stack([first, second], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
-def attention_mask(positions, num_keys: int, condition_mask=None) -> jax.Array:
-    """Which keys each query sees: those not after it that are not padding, and always itself.
+def split_batch(x: jax.Array) -> jax.Array:
+    """Keeps the examples of x [B, ...] split over the mesh that is set, where they divide over it.
 
-    Args:
-      positions: int [Q] of the queries.
-      num_keys: S; key j stands at position j.
-      condition_mask: bool [B, T], False where the condition is padding, or None.
-
-    Returns:
-      bool [B, 1, Q, S], or [1, 1, Q, S] without a condition mask.
+    Left to itself the partitioner may rather split x like the embedding table, along D, and copy
+    all examples to every device.
     """
-    keys = jnp.arange(num_keys)
-    mask = (keys <= positions[:, None])[None]
-    if condition_mask is not None:
-        codes_valid = ((0, 0), (0, num_keys - condition_mask.shape[1]))
-        valid = jnp.pad(condition_mask.astype(bool), codes_valid, constant_values=True)
-        mask = mask & valid[:, None, :] | (keys == positions[:, None])
-    return mask[:, None]
+    ways = jax.sharding.get_abstract_mesh().shape
+    if "data" not in ways or x.shape[0] % (ways["data"] * ways["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P(("data", "fsdp")))
 
 
 def unstack_layers(params: dict) -> dict:

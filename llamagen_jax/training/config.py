@@ -8,7 +8,8 @@ from typing import Any
 
 from llamagen_jax.data.pipeline import DataConfig
 from llamagen_jax.errors import InputError, nearest
-from llamagen_jax.models.llama import LlamaConfig
+from llamagen_jax.models.attention import IMPLEMENTATIONS
+from llamagen_jax.models.llama import REMAT_POLICIES, LlamaConfig
 from llamagen_jax.models.vqgan import VQGANConfig
 from llamagen_jax.training.optimizer import OptimizerConfig
 
@@ -88,11 +89,30 @@ class GeneratorTraining(TrainConfig):
       tokenizer: file, export or work folder of the VQGAN that made the codes; "" trains without
         sample images and without checking that the codes are its.
       sample: settings of the sample images.
+      accumulation_steps: parts of a batch whose gradients are computed one after another, for
+        batches that do not fit in memory at once.
+      attention: of `models.attention.choose`.
+      remat: of `models.llama.Llama`.
     """
 
     model: LlamaConfig
     tokenizer: str
     sample: SampleConfig
+    accumulation_steps: int
+    attention: str
+    remat: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"accumulation_steps={self.accumulation_steps} must divide "
+                f"batch_size={self.batch_size}"
+            )
+        choices = {"attention": IMPLEMENTATIONS, "remat": ("none", *REMAT_POLICIES)}
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field}={getattr(self, field)!r} must be one of {allowed}")
 
 
 _TASKS = {"tokenizer": TokenizerTraining, "generator": GeneratorTraining}

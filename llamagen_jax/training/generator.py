@@ -1,6 +1,7 @@
 """Training steps of the transformer on packed codes (paper section 3.1)."""
 
 import functools
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 import optax
 from clu import metrics
 
-from llamagen_jax import losses, sampling
+from llamagen_jax import flops, losses, sampling, sharding
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
 from llamagen_jax.export import weights_hash
+from llamagen_jax.models import attention
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training.config import GeneratorTraining
@@ -47,7 +49,8 @@ def make_task(config: GeneratorTraining, tokenizer: tuple[VQGAN, dict] | None = 
       config: of the run.
       tokenizer: VQGAN and parameters that turn sampled codes into pictures, or None for none.
     """
-    model = Llama(config.model)
+    kernel = attention.choose(config.attention, config.model.dtype)
+    model = Llama(config.model, attention=kernel, remat=config.remat)
     optimizer = adamw(config.optimizer, config.steps)
 
     def init() -> TrainState:
@@ -55,9 +58,7 @@ def make_task(config: GeneratorTraining, tokenizer: tuple[VQGAN, dict] | None = 
         variables = model.init(jax.random.key(config.seed), codes, jnp.zeros(1, jnp.int32))
         return init_state(variables["params"], optimizer, config.optimizer)
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, TrainMetrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-
+    def loss_and_grads(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         def loss_of(params):
             logits = model.apply(
                 {"params": params},
@@ -68,7 +69,19 @@ def make_task(config: GeneratorTraining, tokenizer: tuple[VQGAN, dict] | None = 
             )
             return jnp.mean(losses.cross_entropy(logits, batch["codes"]))
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
+        return jax.value_and_grad(loss_of)(params)
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, TrainMetrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        if config.accumulation_steps == 1:
+            loss, grads = loss_and_grads(state.params, batch, key)
+        else:
+            loss, grads = accumulate(
+                functools.partial(loss_and_grads, state.params),
+                batch,
+                key,
+                config.accumulation_steps,
+            )
         train_metrics = TrainMetrics.single_from_model_output(
             loss=loss, grad_norm=optax.tree.norm(grads)
         )
@@ -96,10 +109,58 @@ def make_task(config: GeneratorTraining, tokenizer: tuple[VQGAN, dict] | None = 
         side = config.model.grid_size
         vqgan, vqgan_params = tokenizer
         decode = jax.jit(functools.partial(vqgan.apply, method="decode"))
-        images = decode({"params": vqgan_params}, codes.reshape(-1, side, side))
-        return np.asarray(images).reshape(len(classes), _PREVIEW_PER_CLASS, *images.shape[1:])
+        images = sharding.fetch(decode({"params": vqgan_params}, codes.reshape(-1, side, side)))
+        return images.reshape(len(classes), _PREVIEW_PER_CLASS, *images.shape[1:])
 
-    return Task(init, train_step, eval_step, preview if tokenizer else None)
+    length = config.model.code_length
+    codes = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+    plain = Llama(config.model)
+    variables = jax.eval_shape(plain.init, jax.random.key(0), codes, labels)
+    return Task(
+        init,
+        train_step,
+        eval_step,
+        preview if tokenizer else None,
+        example={
+            "codes": jax.ShapeDtypeStruct((length,), jnp.int32),
+            "label": jax.ShapeDtypeStruct((), jnp.int32),
+        },
+        codes_per_example=length,
+        # For each matrix product the backward pass has two.
+        flops_per_example=3 * flops.count(plain.apply, variables, codes, labels),
+    )
+
+
+def accumulate(
+    loss_and_grads: Callable[[dict, jax.Array], tuple[jax.Array, dict]],
+    batch: dict,
+    key: jax.Array,
+    steps: int,
+) -> tuple[jax.Array, dict]:
+    """Loss and gradients of a batch, computed in `steps` equal parts one after another.
+
+    Args:
+      loss_and_grads: (part of the batch, random key) -> mean loss, its gradients.
+      batch: arrays [B, ...]; `steps` divides each device's share of the rows.
+      key: of which every part gets one of its own.
+      steps: number of parts.
+    """
+
+    def split(rows):
+        # Strided, so that every part has an equal share of each device's rows.
+        return jnp.swapaxes(rows.reshape(-1, steps, *rows.shape[1:]), 0, 1)
+
+    def add(total, part):
+        index, rows = part
+        now = loss_and_grads(rows, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, now), None
+
+    parts = jnp.arange(steps), jax.tree.map(split, batch)
+    shapes = jax.eval_shape(loss_and_grads, jax.tree.map(lambda rows: rows[0], parts[1]), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda leaf: leaf / steps, total)
 
 
 def check_data(config: GeneratorTraining, source: Source, tokenizer) -> None:

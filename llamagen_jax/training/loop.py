@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from llamagen_jax import sharding
+from llamagen_jax import flops, sharding
 from llamagen_jax.checkpoint import Checkpointer
 from llamagen_jax.data.pipeline import eval_batches, train_batches
 from llamagen_jax.data.sources import open_source
@@ -29,6 +29,7 @@ from llamagen_jax.training import generator, tokenizer
 from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining
 from llamagen_jax.training.metrics_log import MetricsLog
 from llamagen_jax.training.optimizer import TrainState, learning_rate
+from llamagen_jax.training.task import Task
 
 # Keys that may differ when a work folder's run goes on; any other would make it another run.
 _MAY_CHANGE = ("steps", "tokenizer", "sample.", "mesh.", "sharding_rules")
@@ -56,14 +57,13 @@ def train(
       InputError: the configuration does not fit the devices, the data or what is in `workdir`, or
         the loss stops being finite (the last checkpoint from before that is kept).
     """
-    mesh = _make_mesh(config)
+    mesh = make_mesh(config)
     source = open_source(config.data.source, config.data.train)
-    if isinstance(config, TokenizerTraining):
-        task = tokenizer.make_task(config)
-    else:
+    if isinstance(config, GeneratorTraining):
         generator.check_data(config, source, vqgan)
-        task = generator.make_task(config, vqgan)
+    task = make_task(config, vqgan)
     _open_workdir(workdir, config, source.class_names)
+    peak = flops.peak(config.model.dtype)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -77,7 +77,7 @@ def train(
         eval_step = jax.jit(task.eval_step)
         bar = stack.enter_context(_progress_bar(config, int(state.step)))
         check = functools.partial(_check_finite, checkpoints=checkpoints)
-        rate = _Rate(int(state.step))
+        speed = _Speed(config, task, peak, int(state.step))
         last = merged = None
         skipped = 0
 
@@ -96,11 +96,14 @@ def train(
 
             if _due(config, step, config.log_every):
                 check(now, step)
-                values = merged.compute() | {
-                    "learning_rate": learning_rate(config.optimizer, config.steps)(step - 1),
-                    "skipped_records": skipped,
-                    "steps_per_second": rate(step),
-                }
+                values = (
+                    merged.compute()
+                    | speed(step)
+                    | {
+                        "learning_rate": learning_rate(config.optimizer, config.steps)(step - 1),
+                        "skipped_records": sharding.fetch(np.array([skipped])).sum(),
+                    }
+                )
                 log.scalars(step, "train", values)
                 merged, skipped = None, 0
             if config.data.eval and _due(config, step, config.eval_every):
@@ -109,7 +112,9 @@ def train(
                 total = functools.reduce(lambda a, b: a.merge(b), metrics)
                 log.scalars(step, "eval", total.compute())
             if task.preview and _due(config, step, config.sample_every):
-                shown = next(_eval_batches(config)) if config.data.eval else batch
+                if config.data.eval:
+                    batch = next(_eval_batches(config))
+                shown = sharding.put_batch(batch, mesh)
                 log.pictures(step, to_uint8(task.preview(state.eval_params, shown)))
             if _due(config, step, config.checkpoint_every):
                 check(now, step)
@@ -117,16 +122,24 @@ def train(
         return state
 
 
-class _Rate:
-    """Steps per second since it was last asked."""
+class _Speed:
+    """Speed of training since it was last asked for."""
 
-    def __init__(self, step: int):
+    def __init__(self, config, task: Task, peak: float, step: int):
         self._step, self._time = step, time.perf_counter()
+        self._codes = config.batch_size * task.codes_per_example / jax.device_count()
+        self._flops = config.batch_size * task.flops_per_example / jax.device_count()
+        self._peak = peak
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: int) -> dict[str, float]:
         before, self._step = self._step, step
         started, self._time = self._time, time.perf_counter()
-        return (step - before) / (self._time - started)
+        steps_per_second = (step - before) / (self._time - started)
+        return {
+            "steps_per_second": steps_per_second,
+            "codes_per_second_per_device": steps_per_second * self._codes,
+            "model_flops_utilization": steps_per_second * self._flops / self._peak,
+        }
 
 
 def _due(config, step: int, every: int) -> bool:
@@ -151,13 +164,30 @@ def _check_finite(metrics: Any, step: int, checkpoints: Checkpointer) -> float:
     return values["loss"]
 
 
-def _make_mesh(config) -> Mesh:
+def make_task(
+    config: TokenizerTraining | GeneratorTraining, vqgan: tuple[VQGAN, Any] | None = None
+) -> Task:
+    """The task that the configuration is of; `vqgan` as in `train`."""
+    if isinstance(config, TokenizerTraining):
+        return tokenizer.make_task(config)
+    return generator.make_task(config, vqgan)
+
+
+def make_mesh(config: TokenizerTraining | GeneratorTraining) -> Mesh:
+    """The mesh of `config.mesh`.
+
+    Raises:
+      InputError: it does not fit the devices, or the batch does not divide over it.
+    """
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways, parts = mesh.shape["data"] * mesh.shape["fsdp"], ""
+    if isinstance(config, GeneratorTraining) and config.accumulation_steps > 1:
+        ways *= config.accumulation_steps
+        parts = f" and accumulation_steps={config.accumulation_steps}"
     if config.batch_size % ways:
         raise InputError(
             f"config.batch_size={config.batch_size} is not divisible by the {ways} ways that "
-            f"mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} splits it; "
+            f"mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}{parts} split it; "
             f"the nearest that is: {max(round(config.batch_size / ways), 1) * ways}"
         )
     return mesh
@@ -191,8 +221,9 @@ def _open_workdir(workdir: Path, config, class_names: tuple[str, ...]) -> None:
                     f"{workdir} holds a run with {key}={before.get(key)!r}, not "
                     f"{after.get(key)!r}; go on with that value or choose another --workdir"
                 )
-    with staged(path, overwrite=True) as partial:
-        partial.write_text(json.dumps(values, indent=2) + "\n")
+    if jax.process_index() == 0:
+        with staged(path, overwrite=True) as partial:
+            partial.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
@@ -220,4 +251,11 @@ def _start(
 
 
 def _progress_bar(config, step: int) -> tqdm:
-    return tqdm(total=config.steps, initial=step, desc=config.task, unit="step", dynamic_ncols=True)
+    return tqdm(
+        total=config.steps,
+        initial=step,
+        desc=config.task,
+        unit="step",
+        dynamic_ncols=True,
+        disable=jax.process_index() > 0,
+    )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
@@ -12,7 +13,9 @@ from llamagen_jax.images import grid, save_png
 
 
 class MetricsLog:
-    """Writes into a work folder; a resumed run continues as if it had never stopped.
+    """Writes into a work folder, from the first process alone.
+
+    A resumed run continues as if it had never stopped.
 
     Args:
       folder: the work folder.
@@ -20,6 +23,9 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, resumed_step: int):
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         self._samples = folder / "samples"
         path = folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -33,6 +39,8 @@ class MetricsLog:
 
     def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         """Records `values` under "prefix/name"."""
+        if not self._writes:
+            return
         named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
         self._lines.write(json.dumps({"step": step} | named) + "\n")
         for name, value in named.items():
@@ -40,11 +48,14 @@ class MetricsLog:
 
     def pictures(self, step: int, images: np.ndarray) -> None:
         """Records uint8 [rows, columns, H, W, 3] as one grid, `samples/step_*.png`."""
+        if not self._writes:
+            return
         picture = grid(images)
         save_png(self._samples / f"step_{step:07d}.png", picture)
         self._events.add_image("samples", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes everything."""
-        self._lines.close()
-        self._events.close()
+        if self._writes:
+            self._lines.close()
+            self._events.close()

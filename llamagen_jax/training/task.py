@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from clu import metrics
 
@@ -18,11 +19,17 @@ class Task:
       init: the state at step 0.
       train_step: (state, batch) -> (state, metrics); metrics has at least loss and grad_norm.
       eval_step: (params, batch with "weight") -> metrics, which the loop merges over batches.
-      preview: (params, batch of local arrays) -> float images in [-1, 1], [rows, columns, H, W, 3];
-        None when there is nothing to show.
+      preview: (params, batch) -> float images in [-1, 1], [rows, columns, H, W, 3]; None when there
+        is nothing to show.
+      example: shapes and dtypes of one row of a training batch.
+      codes_per_example: of the image that an example is.
+      flops_per_example: of a training step without recomputation.
     """
 
     init: Callable[[], TrainState]
     train_step: Callable[[TrainState, dict], tuple[TrainState, metrics.Collection]]
     eval_step: Callable[[Any, dict], metrics.Collection]
     preview: Callable[[Any, dict], np.ndarray] | None
+    example: dict[str, jax.ShapeDtypeStruct]
+    codes_per_example: int
+    flops_per_example: float

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from clu import metrics
 
-from llamagen_jax import losses
+from llamagen_jax import flops, losses, sharding
 from llamagen_jax.images import from_uint8
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training.config import TokenizerTraining
@@ -110,8 +110,19 @@ def make_task(config: TokenizerTraining) -> Task:
         )
 
     def preview(params: dict, batch: dict) -> np.ndarray:
-        images = from_uint8(batch["image"][:_PREVIEW_IMAGES])
+        images = from_uint8(sharding.fetch(batch["image"])[:_PREVIEW_IMAGES])
         output = jax.jit(model.apply)({"params": params}, images)
-        return np.stack([images, output.reconstruction])
+        return np.stack([images, sharding.fetch(output.reconstruction)])
 
-    return Task(init, train_step, eval_step, preview)
+    size = config.data.image_size
+    example = {"image": jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)}
+    batch = {"image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)}
+    return Task(
+        init,
+        train_step,
+        eval_step,
+        preview,
+        example,
+        codes_per_example=(size // config.model.downsampling) ** 2,
+        flops_per_example=flops.count(train_step, jax.eval_shape(init), batch),
+    )

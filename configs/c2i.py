@@ -1,0 +1,71 @@
+"""Class-conditional generators on ImageNet codes, as the paper trains them (section 3.1, table 3).
+
+Variants: SIZE-RESOLUTION, such as "B-256" or "3B-384"; sizes are B, L, XL, XXL, XXXL, 1B, 3B and
+7B. The codes are ten crops of every image, made by `llamagen_jax.data.prepare codes`. Every size
+trains for 300 epochs; the paper's ablations take 50 (--config.steps=250200).
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from llamagen_jax import sharding, zoo
+from llamagen_jax.errors import nearest
+
+_SIZES = ("B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B")
+_RESOLUTIONS = (256, 384)
+_IMAGENET_IMAGES = 1_281_167
+_BATCH_SIZE = 256
+_EPOCHS = 300
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    variants = {f"{size}-{side}": (size, side) for size in _SIZES for side in _RESOLUTIONS}
+    if variant not in variants:
+        raise ValueError(f"c2i.py has no variant '{variant}'; {nearest(variant, variants)}")
+    size, resolution = variants[variant]
+    # From 1.4B parameters on, the state of one copy fills a device of 40 GB.
+    copies = size in ("B", "L", "XL", "1B")
+    data = f"data/imagenet_{resolution}"
+    model = dataclasses.replace(
+        zoo.MODELS[f"GPT-{size}"], grid_size=resolution // 16, dtype="bfloat16"
+    )
+    return ConfigDict(
+        {
+            "task": "generator",
+            "seed": 0,
+            "batch_size": _BATCH_SIZE,
+            "steps": _EPOCHS * (_IMAGENET_IMAGES // _BATCH_SIZE),
+            "accumulation_steps": 1,
+            "tokenizer": "vq_ds16_c2i",
+            "sample": {"guidance_scale": 4.0, "top_k": 2000},
+            "data": {
+                "source": "array_record",
+                "train": f"{data}_train",
+                "eval": f"{data}_val",
+                "image_size": resolution,
+                "random_crop": False,
+                "random_flip": False,
+                "workers": 4,
+            },
+            "model": dataclasses.asdict(model),
+            "optimizer": {
+                "learning_rate": 1e-4,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                "b1": 0.9,
+                "b2": 0.95,
+                "weight_decay": 0.05,
+                "clip_norm": 1.0,
+                "ema_decay": 0.0,
+            },
+            "attention": "auto",
+            "remat": "none" if copies else "dots",
+            "mesh": {"data": -1 if copies else 1, "fsdp": 1 if copies else -1, "tensor": 1},
+            "sharding_rules": sharding.LLAMA_RULES,
+            "log_every": 100,
+            "eval_every": 5_000,
+            "sample_every": 5_000,
+            "checkpoint_every": 5_000,
+        }
+    )
