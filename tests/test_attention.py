@@ -5,6 +5,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from llamagen_jax import sharding
+from llamagen_jax.errors import InputError
 from llamagen_jax.models import attention
 
 # As GPT-3B: a head width that no kernel takes as it is, and a length that is odd.
@@ -87,7 +88,7 @@ def test_kernel_is_chosen_by_platform(monkeypatch):
     assert attention.choose("auto", "bfloat16") == "cudnn"
     assert attention.choose("auto", "float32") == "xla"
     assert attention.choose("xla", "bfloat16") == "xla"
-    with pytest.raises(ValueError, match="needs a GPU and bfloat16, not gpu and float32"):
+    with pytest.raises(InputError, match="needs a GPU and bfloat16, not gpu and float32"):
         attention.choose("cudnn", "float32")
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert attention.choose("auto", "float32") == "flash"

@@ -7,6 +7,8 @@ T condition tokens.
 import jax
 import jax.numpy as jnp
 
+from llamagen_jax.errors import InputError
+
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "flash")
 
 # What the kernels ask of (S, Dh): cuDNN for the masked backward pass, the TPU kernel for its tiles.
@@ -22,16 +24,16 @@ def choose(implementation: str, dtype: str) -> str:
       dtype: compute dtype.
 
     Raises:
-      ValueError: the kernel does not run on this platform or in this dtype.
+      InputError: the kernel does not run on this platform or in this dtype.
     """
     platform = jax.default_backend()
     if implementation == "auto":
         by_platform = {"tpu": "flash", "gpu": "cudnn" if dtype == "bfloat16" else "xla"}
         return by_platform.get(platform, "xla")
     if implementation == "cudnn" and (platform != "gpu" or dtype != "bfloat16"):
-        raise ValueError(f"attention='cudnn' needs a GPU and bfloat16, not {platform} and {dtype}")
+        raise InputError(f"attention='cudnn' needs a GPU and bfloat16, not {platform} and {dtype}")
     if implementation == "flash" and platform != "tpu":
-        raise ValueError(f"attention='flash' needs a TPU, not {platform}; 'auto' chooses what fits")
+        raise InputError(f"attention='flash' needs a TPU, not {platform}; 'auto' chooses what fits")
     return implementation
 
 

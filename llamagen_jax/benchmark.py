@@ -1,0 +1,459 @@
+"""Times the parts of LlamaGen on the device at hand, each beside what the machine allows.
+
+Limits are measured in the same run: the rate of a large matrix product in the model's dtype, and
+the bandwidth of memory. Each figure is the median of repeated calls after one that compiles.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from llamagen_jax import flops, sampling, sharding, zoo
+from llamagen_jax.data.pipeline import DataConfig, train_batches
+from llamagen_jax.errors import InputError, nearest, one_line_errors
+from llamagen_jax.files import staged
+from llamagen_jax.models import attention
+from llamagen_jax.models.llama import Llama
+from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.training import generator, tokenizer
+from llamagen_jax.training.config import from_mapping
+
+_OPTIMIZER = {
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "b1": 0.9,
+    "b2": 0.95,
+    "weight_decay": 0.05,
+    "clip_norm": 1.0,
+    "ema_decay": 0.0,
+}
+_TEXT_TOKENS = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is timed: names of `zoo.MODELS`, dtype, and examples per call on one device."""
+
+    generator: str
+    tokenizer: str
+    dtype: str
+    batch_size: int
+    image_batch_size: int
+    repeats: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One timing.
+
+    Attributes:
+      name, shapes: what was run.
+      seconds: median of one call.
+      rate: of `unit` per second.
+      limit: "matrix product" or "memory", or "" for none.
+      percent: of that limit's rate, reached by the FLOPs or bytes that the work needs at least.
+    """
+
+    name: str
+    shapes: str
+    seconds: float
+    rate: float
+    unit: str
+    limit: str = ""
+    percent: float | None = None
+
+
+class Bench:
+    """Runs calls and sets them against the machine's limits."""
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+        self.limits = {
+            "matrix product": flops.measured_peak(setting.dtype),
+            "memory": measured_bandwidth(),
+        }
+
+    def figure(
+        self,
+        name: str,
+        shapes: str,
+        call: Callable[[], Any],
+        *,
+        count: float,
+        unit: str,
+        limit: str = "",
+        work: float = 0.0,
+    ) -> Figure:
+        """Times `call`, which makes `count` of `unit` and needs `work` FLOPs or bytes."""
+        seconds = median_seconds(call, self.setting.repeats)
+        percent = 100 * work / seconds / self.limits[limit] if limit else None
+        return Figure(name, shapes, seconds, count / seconds, unit, limit, percent)
+
+
+def median_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median time of `call` until its arrays are ready, after one call that compiles."""
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def measured_bandwidth() -> float:
+    """Bytes per second of one device's memory: the faster of a long sum and a long copy."""
+    on_cpu = jax.default_backend() == "cpu"
+    numbers = jnp.ones(2**27 if on_cpu else 2**30, jnp.float32)
+    read = jax.jit(jnp.sum)
+    copy = jax.jit(lambda x: x + 1)
+    return max(
+        numbers.nbytes / median_seconds(lambda: read(numbers), 5),
+        2 * numbers.nbytes / median_seconds(lambda: copy(numbers), 5),
+    )
+
+
+def run(setting: Setting, only: str = "") -> tuple[dict[str, float], list[Figure]]:
+    """The limits and the figures of the benchmarks whose name contains `only`."""
+    bench, figures = Bench(setting), []
+    with tqdm([b for b in _BENCHMARKS if only in b]) as bar:
+        for name in bar:
+            bar.set_description(name)
+            figures += _BENCHMARKS[name](bench)
+    return bench.limits, figures
+
+
+def _train_generator(bench: Bench) -> Iterator[Figure]:
+    s, config = bench.setting, _generator_config(bench.setting, bench.setting.generator)
+    task = generator.make_task(config)
+    length = config.model.code_length
+    batch = {
+        "codes": jnp.zeros((s.batch_size, length), jnp.int32),
+        "label": jnp.zeros(s.batch_size, jnp.int32),
+    }
+    yield bench.figure(
+        "train step, generator",
+        f"{s.generator} {s.dtype}, codes [{s.batch_size}, {length}]",
+        _steps(task, batch),
+        count=s.batch_size * length,
+        unit="codes",
+        limit="matrix product",
+        work=s.batch_size * task.flops_per_example,
+    )
+
+
+def _train_tokenizer(bench: Bench) -> Iterator[Figure]:
+    s, config = bench.setting, _tokenizer_config(bench.setting)
+    task = tokenizer.make_task(config)
+    batch = {"image": jnp.zeros((s.image_batch_size, 256, 256, 3), jnp.uint8)}
+    yield bench.figure(
+        "train step, tokenizer",
+        f"{s.tokenizer} {s.dtype}, images {list(batch['image'].shape)}",
+        _steps(task, batch),
+        count=s.image_batch_size,
+        unit="images",
+        limit="matrix product",
+        work=s.image_batch_size * task.flops_per_example,
+    )
+
+
+def _steps(task, batch: dict) -> Callable[[], Any]:
+    step, state = jax.jit(task.train_step, donate_argnums=0), jax.jit(task.init)()
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics
+
+    return call
+
+
+def _decode(bench: Bench) -> Iterator[Figure]:
+    s = bench.setting
+    model, params = _llama(s, condition="class")
+    labels = np.zeros(s.batch_size, np.int32)
+    c = model.config
+    itemsize = jnp.dtype(s.dtype).itemsize
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params)) - c.vocab_size * c.dim
+    # On average half of the positions are filled.
+    cache = s.batch_size * c.n_layers * 2 * c.kv_heads * c.head_dim * c.code_length / 2
+    yield bench.figure(
+        "decode",
+        f"{s.generator} {s.dtype}, {s.batch_size} samples of {c.code_length} codes",
+        lambda: sampling.generate(model, params, labels, seed=0),
+        count=s.batch_size * c.code_length,
+        unit="codes",
+        limit="memory",
+        work=c.code_length * (weights + cache) * itemsize,
+    )
+
+
+def _prefill(bench: Bench) -> Iterator[Figure]:
+    s = bench.setting
+    model, params = _llama(s, condition="text", condition_length=_TEXT_TOKENS)
+    x = jnp.zeros((s.batch_size, _TEXT_TOKENS, model.config.dim), s.dtype)
+
+    @jax.jit
+    def prefill(params, x):
+        decoder, variables = model.for_decoding(params)
+        positions, cache = jnp.arange(_TEXT_TOKENS), decoder.init_cache(s.batch_size)
+        return decoder.apply(variables, x, positions, None, cache, method="extend")
+
+    yield bench.figure(
+        "prefill",
+        f"{s.generator} {s.dtype}, {s.batch_size} x {_TEXT_TOKENS} text features",
+        lambda: prefill(params, x),
+        count=s.batch_size * _TEXT_TOKENS,
+        unit="tokens",
+        limit="matrix product",
+        work=flops.count(prefill, params, x),
+    )
+
+
+def _images(bench: Bench) -> Iterator[Figure]:
+    s = bench.setting
+    config = dataclasses.replace(zoo.MODELS[s.tokenizer], dtype=s.dtype)
+    model, side = VQGAN(config), 256 // config.downsampling
+    images = jnp.zeros((s.image_batch_size, 256, 256, 3))
+    codes = jnp.zeros((s.image_batch_size, side, side), jnp.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    for method, inputs in (("encode", images), ("decode", codes)):
+        function = jax.jit(functools.partial(model.apply, method=method))
+        yield bench.figure(
+            f"{method} images",
+            f"{s.tokenizer} {s.dtype}, {list(inputs.shape)}",
+            functools.partial(function, variables, inputs),
+            count=s.image_batch_size,
+            unit="images",
+            limit="matrix product",
+            work=flops.count(function, variables, inputs),
+        )
+
+
+def _compile(bench: Bench) -> Iterator[Figure]:
+    s = bench.setting
+    for name in ("GPT-B", "GPT-XL"):
+        task = generator.make_task(_generator_config(s, name))
+        state = jax.eval_shape(task.init)
+        batch = {
+            key: jax.ShapeDtypeStruct((s.batch_size, *leaf.shape), leaf.dtype)
+            for key, leaf in task.example.items()
+        }
+        seconds = []
+        for _ in range(s.repeats):
+            jax.clear_caches()
+            started = time.perf_counter()
+            jax.jit(task.train_step, donate_argnums=0).lower(state, batch).compile()
+            seconds.append(time.perf_counter() - started)
+        median = statistics.median(seconds)
+        yield Figure("compile the train step", f"{name} {s.dtype}", median, 1 / median, "programs")
+
+
+def _input(bench: Bench) -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        _write_jpegs(Path(folder) / "class")
+        for fast in (False, True):
+            config = DataConfig(
+                source="image_folder",
+                train=folder,
+                eval="",
+                image_size=256,
+                random_crop=True,
+                random_flip=True,
+                workers=0,
+            )
+            batches = train_batches(config, batch_size=64, seed=0)
+            yield bench.figure(
+                f"input pipeline, {'fast' if fast else 'parity'} decoding",
+                f"JPEG 1024x768 to [64, 256, 256, 3], {os.cpu_count()} cores",
+                lambda batches=batches: next(batches)["image"],
+                count=64 / (os.cpu_count() or 1),
+                unit="images per core",
+            )
+            batches.close()
+
+
+_BENCHMARKS = {
+    "train step, generator": _train_generator,
+    "train step, tokenizer": _train_tokenizer,
+    "decode": _decode,
+    "prefill": _prefill,
+    "images": _images,
+    "compile": _compile,
+    "input pipeline": _input,
+}
+
+
+def _llama(setting: Setting, **condition) -> tuple[Llama, dict]:
+    config = dataclasses.replace(zoo.MODELS[setting.generator], dtype=setting.dtype, **condition)
+    model = Llama(config, attention=attention.choose("auto", setting.dtype))
+    codes = jnp.zeros((1, config.code_length), jnp.int32)
+    shape = (1,) if config.condition == "class" else (1, _TEXT_TOKENS, config.caption_dim)
+    init = jax.jit(model.init)
+    return model, init(jax.random.key(0), codes, jnp.zeros(shape, jnp.int32))["params"]
+
+
+def _generator_config(setting: Setting, name: str):
+    model = dataclasses.replace(zoo.MODELS[name], dtype=setting.dtype)
+    return from_mapping(
+        _shared(setting.batch_size)
+        | {
+            "task": "generator",
+            "model": dataclasses.asdict(model),
+            "tokenizer": "",
+            "sample": {"guidance_scale": 1.0, "top_k": 0},
+            "accumulation_steps": 1,
+            "attention": "auto",
+            "remat": "none",
+            "sharding_rules": sharding.LLAMA_RULES,
+        }
+    )
+
+
+def _tokenizer_config(setting: Setting):
+    model = dataclasses.replace(zoo.MODELS[setting.tokenizer], dtype=setting.dtype)
+    return from_mapping(
+        _shared(setting.image_batch_size)
+        | {
+            "task": "tokenizer",
+            "model": dataclasses.asdict(model),
+            "loss": {"reconstruction": "l2"},
+            "sharding_rules": sharding.VQGAN_RULES,
+        }
+    )
+
+
+def _shared(batch_size: int) -> dict:
+    return {
+        "seed": 0,
+        "batch_size": batch_size,
+        "steps": 1,
+        "data": {
+            "source": "digits",
+            "train": "train",
+            "eval": "",
+            "image_size": 256,
+            "random_crop": False,
+            "random_flip": False,
+            "workers": 0,
+        },
+        "optimizer": _OPTIMIZER,
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "log_every": 1,
+        "eval_every": 0,
+        "sample_every": 0,
+        "checkpoint_every": 0,
+    }
+
+
+def _write_jpegs(folder: Path, count: int = 64) -> None:
+    """Pictures with detail at every scale, so that they compress as photographs do."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        pixels = sum(
+            np.asarray(
+                Image.fromarray(rng.integers(0, 64, (3 * n, 4 * n, 3), np.uint8)).resize(
+                    (1024, 768), Image.Resampling.BICUBIC
+                ),
+                np.uint8,
+            )
+            for n in (2, 8, 32, 128)
+        )
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        (folder / f"{index}.jpg").write_bytes(buffer.getvalue())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command."""
+    arguments = _parser().parse_args(argv)
+    with one_line_errors():
+        for name in (arguments.generator, arguments.tokenizer):
+            if name not in zoo.MODELS:
+                raise InputError(f"there is no model '{name}'; {nearest(name, zoo.MODELS)}")
+        if not any(arguments.only in name for name in _BENCHMARKS):
+            raise InputError(f"no benchmark is called '{arguments.only}': {', '.join(_BENCHMARKS)}")
+        jax.config.update("jax_enable_compilation_cache", False)
+        values = vars(arguments)
+        only, output = values.pop("only"), values.pop("output")
+        setting = Setting(**values)
+        limits, figures = run(setting, only)
+        print(_table(limits, figures))
+        if output:
+            with staged(output, overwrite=True) as partial:
+                partial.write_text(json.dumps(_record(setting, limits, figures), indent=2) + "\n")
+
+
+def _record(setting: Setting, limits: dict[str, float], figures: list[Figure]) -> dict:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "llamagen_jax")},
+        "setting": dataclasses.asdict(setting),
+        "limits": limits,
+        "figures": [dataclasses.asdict(figure) for figure in figures],
+    }
+
+
+def _table(limits: dict[str, float], figures: list[Figure]) -> str:
+    lines = [
+        f"matrix product {limits['matrix product'] / 1e9:.0f} GFLOP/s, "
+        f"memory {limits['memory'] / 1e9:.1f} GB/s",
+        "",
+        "| what | shapes | median | rate | of the limit |",
+        "|---|---|---|---|---|",
+    ]
+    for f in figures:
+        share = f"{f.percent:.0f} % of {f.limit}" if f.limit else ""
+        lines.append(
+            f"| {f.name} | {f.shapes} | {f.seconds * 1e3:.1f} ms | "
+            f"{f.rate:.3g} {f.unit}/s | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m llamagen_jax.benchmark", description=__doc__)
+    on_cpu = jax.default_backend() == "cpu"
+
+    def option(flag, default, help, **kind):
+        parser.add_argument(flag, default=default, help=f"{help} ({default})", **kind)
+
+    option("--generator", "GPT-B" if on_cpu else "GPT-XL", "name in the model zoo")
+    option("--tokenizer", "VQ-16", "name in the model zoo")
+    option(
+        "--dtype",
+        "float32" if on_cpu else "bfloat16",
+        "compute dtype",
+        choices=("float32", "bfloat16"),
+    )
+    option("--batch-size", 16 if on_cpu else 64, "sequences per call", type=int)
+    option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=int)
+    option("--repeats", 3 if on_cpu else 10, "timed calls, of which the median counts", type=int)
+    parser.add_argument(
+        "--only", default="", help="part of a benchmark's name: " + ", ".join(_BENCHMARKS)
+    )
+    parser.add_argument("--output", help="JSON file to write")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

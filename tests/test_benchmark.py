@@ -1,0 +1,41 @@
+import json
+
+import pytest
+import tiny
+
+from llamagen_jax import benchmark, zoo
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch):
+    monkeypatch.setitem(zoo.MODELS, "GPT-B", tiny.LLAMA_CONFIG)
+    monkeypatch.setitem(zoo.MODELS, "GPT-XL", tiny.LLAMA_CONFIG)
+    monkeypatch.setattr(benchmark.flops, "measured_peak", lambda dtype: 1e11)
+    monkeypatch.setattr(benchmark, "measured_bandwidth", lambda: 1e10)
+
+
+@pytest.mark.parametrize("only", ["train step, generator", "decode", "prefill", "compile"])
+def test_figures_are_written_and_printed(tmp_path, capsys, only):
+    output = tmp_path / "figures.json"
+    arguments = ["--only", only, "--batch-size", "8", "--repeats", "1", "--output", str(output)]
+    benchmark.main(arguments)
+    record = json.loads(output.read_text())
+    assert record["limits"] == {"matrix product": 1e11, "memory": 1e10}
+    assert record["figures"]
+    for figure in record["figures"]:
+        assert figure["seconds"] > 0
+        assert f"| {figure['name']} | {figure['shapes']} |" in capsys.readouterr().out
+        if figure["limit"]:
+            assert figure["percent"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--generator", "GPT-b"], "there is no model 'GPT-b'; did you mean 'GPT-B'"),
+        (["--only", "sampling"], "no benchmark is called 'sampling': train step"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        benchmark.main(arguments)
