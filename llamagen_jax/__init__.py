@@ -5,6 +5,7 @@ import importlib
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 from llamagen_jax.sampling import generate
+from llamagen_jax.text_encoder import TextEncoder
 from llamagen_jax.zoo import MODELS, load
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "VQGAN",
     "Llama",
     "LlamaConfig",
+    "TextEncoder",
     "VQGANConfig",
     "convert",
     "generate",

@@ -25,6 +25,11 @@ LLAMA_RULES: Rules = (
     (r"(out|down)/kernel$", (None, "tensor", "fsdp")),
     (r"output$", ("fsdp", "tensor")),
 )
+T5_RULES: Rules = (
+    (r"embedding/embedding$", (None, ("fsdp", "tensor"))),
+    (r"(q|k|v|gate|up)/kernel$", (None, "fsdp", "tensor")),
+    (r"(out|down)/kernel$", (None, "tensor", "fsdp")),
+)
 VQGAN_RULES: Rules = (
     (r"(decoder/conv_out|quant_conv)/kernel$", ()),
     (r"kernel$", (None, None, None, ("fsdp", "tensor"))),

@@ -1,0 +1,198 @@
+"""Captions to the features that a text-conditional generator reads: clean, tokenize, T5, left-pad.
+
+Axes: B captions, T tokens, D width of the features.
+"""
+
+import dataclasses
+import functools
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from llamagen_jax import huggingface, sharding
+from llamagen_jax.data.captions import clean
+from llamagen_jax.errors import InputError
+from llamagen_jax.models.t5 import T5, T5Config
+
+_NUM_SENTINELS = 100
+_SPECIAL = re.compile(r"(<extra_id_\d{1,2}>|</s>|<pad>|<unk>)")
+
+
+class T5Tokenizer:
+    """Text to token numbers by a sentencepiece model, as `transformers.T5Tokenizer` does it.
+
+    Attributes:
+      vocab_size: one more than the largest token number.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Opens a sentencepiece model, which Hugging Face folders hold as spiece.model.
+
+        Raises:
+          InputError: the file is missing or no model, or sentencepiece is not installed.
+        """
+        try:
+            import sentencepiece
+        except ImportError:
+            raise InputError(
+                'tokenizing captions needs sentencepiece: pip install "llamagen_jax[text]"'
+            ) from None
+        if not Path(path).is_file():
+            raise InputError(f"{path} is missing; expected the sentencepiece model of the encoder")
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise InputError(f"{path} is damaged or no sentencepiece model: {error}") from error
+        # The sentinels, which no sentencepiece model holds, end the vocabulary in reverse.
+        self.vocab_size = self._model.vocab_size() + _NUM_SENTINELS
+        self._special = {f"<extra_id_{i}>": self.vocab_size - 1 - i for i in range(_NUM_SENTINELS)}
+        self._special |= {
+            name: self._model.piece_to_id(name) for name in ("</s>", "<pad>", "<unk>")
+        }
+
+    def __call__(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of every text and an end token; longer texts are cut, with a warning.
+
+        Returns:
+          int32 [B, length], padded with zeros on the left as the generator wants its features, and
+          the mask, bool [B, length], False at padding.
+        """
+        tokens = np.zeros((len(texts), length), np.int32)
+        mask = np.zeros((len(texts), length), bool)
+        cut = []
+        for row, text in enumerate(texts):
+            ids = self._encode(text)
+            if len(ids) >= length:
+                cut.append(f"{textwrap.shorten(text, 60)!r} ({len(ids) + 1} tokens)")
+            ids = [*ids[: length - 1], self._special["</s>"]]
+            tokens[row, -len(ids) :] = ids
+            mask[row, -len(ids) :] = True
+        if cut:
+            logging.warning("captions cut to %d tokens: %s", length, ", ".join(cut))
+        return tokens, mask
+
+    def _encode(self, text: str) -> list[int]:
+        ids = []
+        for part in _SPECIAL.split(text):
+            ids += [self._special[part]] if part in self._special else self._model.encode(part)
+        return ids
+
+
+class TextEncoder:
+    """A T5 encoder with its tokenizer, on all devices.
+
+    Attributes:
+      model: the `T5`.
+      params: its parameters, on the mesh.
+      tokenizer: its `T5Tokenizer`.
+      length: T, the tokens of a caption's features.
+      batch_size: captions per step over all devices, a multiple of their number.
+    """
+
+    def __init__(
+        self,
+        config: T5Config,
+        params: Iterable[tuple[str, np.ndarray]],
+        tokenizer: T5Tokenizer,
+        *,
+        mesh: Mesh | None = None,
+        length: int = 120,
+        batch_size: int = 32,
+    ):
+        """Puts the parameters on the devices one by one.
+
+        Args:
+          config: its dtype is also that of the features.
+          params: '/'-joined paths and arrays, such as `huggingface.t5_params`.
+          mesh: of `sharding.make_mesh`, which `sharding.T5_RULES` split the parameters over; None
+            copies them to every device.
+          batch_size: rounded up to a multiple of the number of devices.
+
+        Raises:
+          InputError: the tokenizer has more tokens than the model, a size is not positive, or the
+            mesh does not fit the parameters.
+        """
+        if length < 1 or batch_size < 1:
+            raise InputError(f"length={length} and batch_size={batch_size} must be positive")
+        if tokenizer.vocab_size > config.vocab_size:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the encoder only "
+                f"{config.vocab_size}; they belong to different models"
+            )
+        self.model, self.tokenizer, self.length = T5(config), tokenizer, length
+        self._mesh = mesh or sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+        self.batch_size = batch_size + -batch_size % self._mesh.size
+        self.params = self._place(params)
+        self._run = jax.jit(functools.partial(caption_features, self.model))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, *, dtype: str = "bfloat16", **settings):
+        """Opens a Hugging Face folder of flan-T5, T5 v1.1 or T5, such as google/flan-t5-xl.
+
+        The host never holds all parameters at once.
+
+        Args:
+          folder: with config.json, spiece.model and the weights, see `huggingface.open_weights`.
+          dtype: of parameters, matrix products and features: "bfloat16", as in the original, or
+            "float32".
+          **settings: mesh, length and batch_size, as above.
+
+        Raises:
+          InputError: a file is missing or damaged, or tensors do not fit the configuration.
+        """
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder} is no folder; expected one of a T5 from Hugging Face")
+        config = dataclasses.replace(huggingface.read_t5_config(folder), dtype=dtype)
+        tokenizer = T5Tokenizer(Path(folder) / "spiece.model")
+        params = huggingface.t5_params(huggingface.open_weights(folder), config, dtype)
+        return cls(config, params, tokenizer, **settings)
+
+    def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Cleans captions (`data.captions.clean`) and encodes them, `batch_size` at a time.
+
+        What the generator reads as `condition` and `condition_mask`. Captions over `length` tokens
+        are cut, with a warning that names them; an empty one has the end token alone.
+
+        Returns:
+          Features [B, T, D] in the config's dtype, zero at padding, which is on the left, and the
+          mask, bool [B, T], False at padding.
+        """
+        tokens, mask = self.tokenizer([clean(caption) for caption in captions], self.length)
+        shape = (*tokens.shape, self.model.config.dim)
+        features = np.empty(shape, jnp.dtype(self.model.config.dtype))
+        for start in range(0, len(tokens), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            padding = ((0, self.batch_size - len(tokens[rows])), (0, 0))
+            batch = {"tokens": np.pad(tokens[rows], padding), "mask": np.pad(mask[rows], padding)}
+            output = self._run(self.params, **sharding.put_batch(batch, self._mesh))
+            features[rows] = np.asarray(output)[: len(features[rows])]
+        return features, mask
+
+    def _place(self, params: Iterable[tuple[str, np.ndarray]]) -> dict:
+        shapes = huggingface.t5_shapes(self.model.config)
+        shardings = sharding.tree_shardings(shapes, sharding.T5_RULES, self._mesh)
+        shardings = flatten_dict(shardings, sep="/")
+        # Shown only where it takes long.
+        bar = tqdm(params, total=len(shardings), desc="text encoder", unit="array", delay=2)
+        placed = {path: jax.device_put(array, shardings[path]) for path, array in bar}
+        return unflatten_dict(placed, sep="/")
+
+
+def caption_features(model: T5, params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Features [B, T, D] in the compute dtype, zero at padding; tokens and mask as of a tokenizer.
+
+    The original encodes captions padded on the right and moves the padding to the left afterwards,
+    which is the same: T5 knows only distances between tokens.
+    """
+    features = model.apply({"params": params}, tokens, mask)
+    return jnp.where(mask[..., None], features, 0).astype(model.config.dtype)
