@@ -99,6 +99,33 @@ def test_training_drops_conditions_at_the_configured_rate():
     assert 0.25 < dropped < 0.35
 
 
+def test_dropped_captions_become_the_null_features_and_keep_their_mask():
+    config = dataclasses.replace(
+        tiny.TEXT_CONFIG,
+        condition_dropout=0.5,
+        token_dropout=0.0,
+        residual_dropout=0.0,
+        ffn_dropout=0.0,
+    )
+    model, params = tiny.llama(config)
+    text, mask = TEXT[:1].repeat(64, axis=0), MASK[:1].repeat(64, axis=0)
+    codes = jnp.tile(_codes(1), (64, 1))
+
+    @jax.jit
+    def first_logits(text, mask):
+        return model.apply({"params": params}, codes, text, mask)[:, 0]
+
+    trained = jax.jit(functools.partial(model.apply, train=True))(
+        {"params": params}, codes, text, mask, rngs={"dropout": jax.random.key(0)}
+    )[:, 0]
+    null = jnp.broadcast_to(params["condition_embedding"]["null_features"], text.shape)
+    kept = np.isclose(trained, first_logits(text, mask), atol=1e-4).all(-1)
+    dropped = np.isclose(trained, first_logits(null, mask), atol=1e-4).all(-1)
+    np.testing.assert_array_equal(dropped, ~kept)
+    assert 16 < dropped.sum() < 48
+    assert not np.isclose(first_logits(null, mask), first_logits(null, None), atol=1e-4).all()
+
+
 def test_null_features_are_not_trained():
     model, params = tiny.llama(tiny.TEXT_CONFIG)
 

@@ -17,15 +17,14 @@ def model_and_params():
     return tiny.llama()
 
 
-def _greedy_by_hand(model, params, labels, scale, num_guided):
+def _greedy_by_hand(model, params, condition, null, scale, num_guided, mask=None, null_mask=None):
     """Greedy codes without a cache: the whole sequence again for every code."""
     apply = jax.jit(model.apply)
-    codes = jnp.zeros((len(labels), 16), int)
+    codes = jnp.zeros((len(condition), 16), int)
     for i in range(16):
-        logits = apply({"params": params}, codes, labels)[:, i]
+        logits = apply({"params": params}, codes, condition, mask)[:, i]
         if i < num_guided:
-            null = jnp.full_like(labels, model.config.num_classes)
-            uncond = apply({"params": params}, codes, null)[:, i]
+            uncond = apply({"params": params}, codes, null, null_mask)[:, i]
             logits = uncond + scale * (logits - uncond)
         codes = codes.at[:, i].set(logits.argmax(-1))
     return codes
@@ -46,7 +45,8 @@ def test_guidance(model_and_params, scale, interval, num_guided):
         guidance_scale=scale,
         guidance_interval=interval,
     )
-    expected = _greedy_by_hand(model, params, LABELS, scale, num_guided)
+    null = jnp.full_like(LABELS, model.config.num_classes)
+    expected = _greedy_by_hand(model, params, LABELS, null, scale, num_guided)
     np.testing.assert_array_equal(codes, expected)
 
 
@@ -111,6 +111,19 @@ def test_text_condition_and_its_null_features():
     logits = model.apply({"params": params}, plain, text, mask)
     np.testing.assert_array_equal(logits.argmax(-1), plain)
     assert not np.array_equal(generate(model, params, text, guidance_scale=4.0, **settings), plain)
+
+
+@pytest.mark.parametrize(("interval", "num_guided"), [(None, 16), (4, 6)])
+def test_null_branch_keeps_the_mask_of_the_caption(interval, num_guided):
+    model, params = tiny.llama(tiny.TEXT_CONFIG)
+    text = jax.random.normal(jax.random.key(0), (4, 5, 16))
+    mask = jnp.arange(5) >= jnp.array([[4], [3], [1], [0]])
+    settings = {"seed": 0, "greedy": True, "guidance_scale": 3.0, "guidance_interval": interval}
+    codes = generate(model, params, text, condition_mask=mask, **settings)
+    null = jnp.tile(params["condition_embedding"]["null_features"], (4, 1, 1))
+    by_hand = (model, params, text, null, 3.0, num_guided, mask)
+    np.testing.assert_array_equal(codes, _greedy_by_hand(*by_hand, null_mask=mask))
+    assert not np.array_equal(codes, _greedy_by_hand(*by_hand, null_mask=None))
 
 
 def test_filters_keep_ties_and_the_first_code_over_top_p():
