@@ -5,7 +5,6 @@ import importlib
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 from llamagen_jax.sampling import generate
-from llamagen_jax.text_encoder import TextEncoder
 from llamagen_jax.zoo import MODELS, load
 
 __all__ = [
@@ -23,7 +22,9 @@ __all__ = [
 
 def __getattr__(name):
     # `convert` is also a command: `python -m llamagen_jax.convert` warns when importing the package
-    # has imported it already.
+    # has imported it already, which `TextEncoder` would.
     if name == "convert":
         return importlib.import_module("llamagen_jax.convert")
+    if name == "TextEncoder":
+        return importlib.import_module("llamagen_jax.text_encoder").TextEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

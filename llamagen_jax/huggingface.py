@@ -49,8 +49,8 @@ _NAMES = {
 _DECODER = ("decoder.", "lm_head.")
 
 
-def read_t5_config(folder: str | os.PathLike) -> T5Config:
-    """The encoder that `folder`/config.json describes, computing in float32.
+def read_t5_config(folder: str | os.PathLike, dtype: str = "float32") -> T5Config:
+    """The encoder that `folder`/config.json describes, computing in `dtype`.
 
     Raises:
       InputError: the file is missing, broken or of another kind of model (the message says which).
@@ -63,7 +63,8 @@ def read_t5_config(folder: str | os.PathLike) -> T5Config:
             "flan-t5-xl or t5-v1_1-xxl"
         )
     try:
-        return T5Config(**{ours: fields[theirs] for ours, theirs in _CONFIG_FIELDS.items()})
+        sizes = {ours: fields[theirs] for ours, theirs in _CONFIG_FIELDS.items()}
+        return T5Config(**sizes, dtype=dtype)
     except KeyError as error:
         raise InputError(f"{path} has no entry {error}") from None
     except (TypeError, ValueError) as error:

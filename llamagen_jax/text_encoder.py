@@ -3,11 +3,9 @@
 Axes: B captions, T tokens, D width of the features.
 """
 
-import dataclasses
 import functools
 import os
 import re
-import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -39,7 +37,8 @@ class T5Tokenizer:
         """Opens a sentencepiece model, which Hugging Face folders hold as spiece.model.
 
         Raises:
-          InputError: the file is missing or no model, or sentencepiece is not installed.
+          InputError: the file is missing or no model of T5's kind, or sentencepiece is not
+            installed.
         """
         try:
             import sentencepiece
@@ -53,12 +52,14 @@ class T5Tokenizer:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
             raise InputError(f"{path} is damaged or no sentencepiece model: {error}") from error
+        special = ("<pad>", "</s>", "<unk>")
+        if [self._model.piece_to_id(name) for name in special] != [0, 1, 2]:
+            raise InputError(f"{path} is not T5's: its first tokens are not {', '.join(special)}")
         # The sentinels, which no sentencepiece model holds, end the vocabulary in reverse.
         self.vocab_size = self._model.vocab_size() + _NUM_SENTINELS
-        self._special = {f"<extra_id_{i}>": self.vocab_size - 1 - i for i in range(_NUM_SENTINELS)}
-        self._special |= {
-            name: self._model.piece_to_id(name) for name in ("</s>", "<pad>", "<unk>")
-        }
+        self._special = {name: i for i, name in enumerate(special)}
+        for i in range(_NUM_SENTINELS):
+            self._special[f"<extra_id_{i}>"] = self.vocab_size - 1 - i
 
     def __call__(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of every text and an end token; longer texts are cut, with a warning.
@@ -73,7 +74,7 @@ class T5Tokenizer:
         for row, text in enumerate(texts):
             ids = self._encode(text)
             if len(ids) >= length:
-                cut.append(f"{textwrap.shorten(text, 60)!r} ({len(ids) + 1} tokens)")
+                cut.append(f"{text[:60]!r} ({len(ids) + 1} tokens)")
             ids = [*ids[: length - 1], self._special["</s>"]]
             tokens[row, -len(ids) :] = ids
             mask[row, -len(ids) :] = True
@@ -152,7 +153,7 @@ class TextEncoder:
         """
         if not Path(folder).is_dir():
             raise InputError(f"{folder} is no folder; expected one of a T5 from Hugging Face")
-        config = dataclasses.replace(huggingface.read_t5_config(folder), dtype=dtype)
+        config = huggingface.read_t5_config(folder, dtype)
         tokenizer = T5Tokenizer(Path(folder) / "spiece.model")
         params = huggingface.t5_params(huggingface.open_weights(folder), config, dtype)
         return cls(config, params, tokenizer, **settings)

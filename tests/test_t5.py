@@ -76,7 +76,7 @@ def test_buckets_are_those_of_transformers():
         np.testing.assert_array_equal(relative_buckets(distance, config), expected)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_output_does_not_depend_on_the_mesh(shape):
     tokens = jax.random.randint(jax.random.key(1), (8, 12), 0, 64)
     mask = jnp.arange(12) >= jnp.arange(8)[:, None]

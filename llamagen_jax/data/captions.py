@@ -10,7 +10,6 @@ import functools
 import html
 import re
 import urllib.parse
-import warnings
 
 from llamagen_jax.errors import InputError
 
@@ -118,7 +117,12 @@ def _libraries():
         raise InputError(
             'cleaning captions needs ftfy and beautifulsoup4: pip install "llamagen_jax[text]"'
         ) from None
-    # Captions that look like a file name or an address are still captions.
-    warnings.filterwarnings("ignore", category=bs4.MarkupResemblesLocatorWarning)
 
-    return lambda text: bs4.BeautifulSoup(text, features="html.parser").text, ftfy.fix_text
+    def parse_html(text: str) -> str:
+        try:
+            return bs4.BeautifulSoup(text, features="html.parser").text
+        # The original stops at these, such as "<![a[b]]>".
+        except bs4.ParserRejectedMarkup:
+            return text
+
+    return parse_html, ftfy.fix_text
