@@ -1,10 +1,12 @@
 """Checkpoints of a training run: asynchronous orbax saves, exact restores, parameters alone.
 
 A run's work folder holds `config.json` (the whole configuration) and `checkpoints/STEP/` with one
-orbax item each for params, ema (where kept) and optimizer (with the step, which is also the
-position in the data).
+orbax item each for params; ema, discriminator (with its optimiser and batch statistics) and lpips,
+where the run has them; and optimizer (with the step, which is also the position in the data, and
+whatever else the task's state holds).
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.export import read_config
 
 _KEPT = 2
+# Fields of a state that get items of their own, so that parameters can be read without the rest.
+_ITEMS = ("params", "ema", "discriminator", "lpips")
 
 
 class Checkpointer:
@@ -37,12 +41,7 @@ class Checkpointer:
 
     def save(self, state: Any) -> None:
         """Starts writing in the background; returns when the arrays may be donated again."""
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "optimizer": ocp.args.StandardSave(_optimizer_item(state)),
-        }
-        if state.ema is not None:
-            items["ema"] = ocp.args.StandardSave(state.ema)
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
     def restore(self, abstract_state: Any) -> Any:
@@ -56,20 +55,15 @@ class Checkpointer:
           InputError: the checkpoint is damaged or of another model.
         """
         step = self.latest_step
-        items = {
-            "params": ocp.args.StandardRestore(abstract_state.params),
-            "optimizer": ocp.args.StandardRestore(_optimizer_item(abstract_state)),
-        }
-        if abstract_state.ema is not None:
-            items["ema"] = ocp.args.StandardRestore(abstract_state.ema)
+        abstract = _items(abstract_state)
+        items = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
         # A damaged file surfaces as any of a dozen exception types of orbax, tensorstore and json.
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise _unreadable(self._folder / str(step), error) from error
-        return abstract_state.replace(
-            params=restored["params"], ema=restored.get("ema"), **restored["optimizer"]
-        )
+        whole = {name: restored[name] for name in abstract if name != "optimizer"}
+        return abstract_state.replace(**whole, **restored["optimizer"])
 
     def close(self) -> None:
         """Waits for the save in progress."""
@@ -91,7 +85,7 @@ def load_params(folder: str | Path) -> tuple[str, dict, Any]:
     """
     folder = Path(folder)
     config = read_config(folder)
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "ema", "optimizer")}
+    handlers = {name: ocp.StandardCheckpointHandler() for name in (*_ITEMS, "optimizer")}
     path = (folder / "checkpoints").absolute()
     with ocp.CheckpointManager(path, item_handlers=handlers) as manager:
         step = manager.latest_step()
@@ -108,8 +102,12 @@ def load_params(folder: str | Path) -> tuple[str, dict, Any]:
     return config["task"], config["model"], params
 
 
-def _optimizer_item(state: Any) -> dict:
-    return {"step": state.step, "opt_state": state.opt_state}
+def _items(state: Any) -> dict[str, Any]:
+    """The state's fields by the name of their item; fields that are None have none."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    items = {name: fields.pop(name) for name in _ITEMS if name in fields}
+    return items | {"optimizer": fields}
 
 
 def _on_one_device(metadata) -> jax.ShapeDtypeStruct:

@@ -319,15 +319,20 @@ def _write_torch(path: Path, tensors: dict[str, export.Tensor], config) -> None:
 
 
 def _load_pickle(torch, path: Path):
-    """What torch.save wrote, mapped from the file; code in it is refused, not run."""
-    if not zipfile.is_zipfile(path):
+    """What torch.save wrote; code in it is refused, not run.
+
+    Mapped from the file, but for the format from before PyTorch 1.6, a bare pickle.
+    """
+    with path.open("rb") as file:
+        legacy = file.read(1) == b"\x80"
+    if not legacy and not zipfile.is_zipfile(path):
         raise InputError(
             f"{path} is truncated or no PyTorch checkpoint (a zip archive that torch.save writes)"
         )
     try:
         # The original's training checkpoints hold its command line's flags, a plain record.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=not legacy, weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         what = f"pickled code ({code[1]}), which is never run" if code else "a damaged pickle"

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+ADVERSARIAL = ("hinge", "vanilla", "non-saturating")
+
 
 def cross_entropy(logits: jax.Array, codes: jax.Array) -> jax.Array:
     """Mean negative log-likelihood per example: logits [B, L, V], codes int [B, L] -> [B], nats."""
@@ -15,6 +17,42 @@ def reconstruction(kind: str, images: jax.Array, reconstructions: jax.Array) -> 
     difference = images.astype(jnp.float32) - reconstructions.astype(jnp.float32)
     distance = {"l1": jnp.abs, "l2": jnp.square}[kind]
     return jnp.mean(distance(difference), axis=(1, 2, 3))
+
+
+def discriminator(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array:
+    """Loss of a discriminator, a scalar, from its logits (any shape) of real and of fake images.
+
+    Args:
+      kind: "hinge"; "vanilla" or "non-saturating", which are both the cross-entropy (the original's
+        non-saturating losses have target and logit swapped; here they are in the right order).
+    """
+    real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
+    penalty = jax.nn.relu if kind == "hinge" else jax.nn.softplus
+    margin = 1.0 if kind == "hinge" else 0.0
+    return 0.5 * (jnp.mean(penalty(margin - real)) + jnp.mean(penalty(margin + fake)))
+
+
+def adversarial(kind: str, fake: jax.Array) -> jax.Array:
+    """The generator's part against `discriminator`, a scalar, from logits of its images.
+
+    Minus their mean for "hinge" and "vanilla", as in the original and in VQGAN; the cross-entropy
+    for "non-saturating".
+    """
+    fake = fake.astype(jnp.float32)
+    return jnp.mean(jax.nn.softplus(-fake)) if kind == "non-saturating" else -jnp.mean(fake)
+
+
+def adaptive_weight(other_grads: jax.Array, adversarial_grads: jax.Array) -> jax.Array:
+    """Weight in [0, 1e4] that makes the adversarial gradients as large as those of other losses.
+
+    Args:
+      other_grads, adversarial_grads: gradients at the decoder's last kernel (VQGAN, arXiv
+        2012.09841, equation 7).
+    """
+    ratio = jnp.linalg.norm(other_grads.ravel()) / (
+        jnp.linalg.norm(adversarial_grads.ravel()) + 1e-4
+    )
+    return jnp.clip(ratio, 0, 1e4)
 
 
 def psnr(images: jax.Array, reconstructions: jax.Array) -> jax.Array:

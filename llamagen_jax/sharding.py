@@ -31,6 +31,8 @@ T5_RULES: Rules = (
     (r"(out|down)/kernel$", (None, "tensor", "fsdp")),
 )
 VQGAN_RULES: Rules = (
+    # Beside the VQGAN these are small, and their channels not always divisible: copied everywhere.
+    (r"^(discriminator|lpips)/", ()),
     (r"(decoder/conv_out|quant_conv)/kernel$", ()),
     (r"kernel$", (None, None, None, ("fsdp", "tensor"))),
 )
@@ -127,3 +129,14 @@ def sharded_init(init: Callable[[], Any], rules: Rules, mesh: Mesh) -> Any:
     """Runs `init` so that every array is born in its place; raises as `abstract_init`."""
     shardings = tree_shardings(jax.eval_shape(init), rules, mesh)
     return jax.jit(init, out_shardings=shardings)()
+
+
+def put_like(values: Any, like: Any) -> Any:
+    """Host arrays on the mesh, each where the array of the same path in `like` is."""
+    return jax.tree.map(
+        lambda value, there: jax.make_array_from_callback(
+            there.shape, there.sharding, lambda index: np.asarray(value[index], there.dtype)
+        ),
+        values,
+        like,
+    )

@@ -6,9 +6,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from llamagen_jax import losses
 from llamagen_jax.data.pipeline import DataConfig
 from llamagen_jax.errors import InputError, nearest
 from llamagen_jax.models.attention import IMPLEMENTATIONS
+from llamagen_jax.models.discriminator import DiscriminatorConfig
 from llamagen_jax.models.llama import REMAT_POLICIES, LlamaConfig
 from llamagen_jax.models.vqgan import VQGANConfig
 from llamagen_jax.training.optimizer import OptimizerConfig
@@ -56,21 +58,57 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerLossConfig:
-    """Terms of the tokenizer's loss: `reconstruction` is "l1" or "l2"."""
+    """Terms of the tokenizer's loss beside those of its codebook.
+
+    Attributes:
+      reconstruction: "l1" or "l2", of weight 1.
+      perceptual_weight: of LPIPS; 0 needs neither of its files.
+      vgg16, lpips_heads: files of LPIPS's weights, see `lpips_weights.load`.
+      adversarial: "hinge", "vanilla" or "non-saturating", see `losses.discriminator`.
+      adversarial_weight: of both sides' adversarial losses; 0 trains without a discriminator.
+      adversarial_start: the step, counted from 1, from which the discriminator learns and counts.
+      adaptive_weight: also multiply the tokenizer's adversarial loss by `losses.adaptive_weight`.
+    """
 
     reconstruction: str
+    perceptual_weight: float
+    vgg16: str
+    lpips_heads: str
+    adversarial: str
+    adversarial_weight: float
+    adversarial_start: int
+    adaptive_weight: bool
 
     def __post_init__(self):
         if self.reconstruction not in ("l1", "l2"):
             raise ValueError(f"reconstruction={self.reconstruction!r} must be 'l1' or 'l2'")
+        if self.adversarial not in losses.ADVERSARIAL:
+            known = ", ".join(losses.ADVERSARIAL)
+            raise ValueError(f"adversarial={self.adversarial!r} must be one of {known}")
+        for field in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerTraining(TrainConfig):
-    """Training a VQGAN on images."""
+    """Training a VQGAN on images.
+
+    Attributes:
+      init_from: where the VQGAN's parameters are at the first step: anything that `zoo.load` opens;
+        "" draws them. The discriminator and the optimisers start afresh in either case.
+      discriminator: sizes of the discriminator, which is there only if `loss` gives it a weight.
+    """
 
     model: VQGANConfig
+    init_from: str
     loss: TokenizerLossConfig
+    discriminator: DiscriminatorConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss.adversarial_weight:
+            self.discriminator.check_image_size(self.data.image_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,14 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -59,16 +60,19 @@ def train(
     """
     mesh = make_mesh(config)
     source = open_source(config.data.source, config.data.train)
-    if isinstance(config, GeneratorTraining):
+    weights = None
+    if isinstance(config, TokenizerTraining):
+        weights = tokenizer.load_weights(config)
+    else:
         generator.check_data(config, source, vqgan)
-    task = make_task(config, vqgan)
+    task = make_task(config, vqgan, weights)
     _open_workdir(workdir, config, source.class_names)
     peak = flops.peak(config.model.dtype)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(contextlib.closing(Checkpointer(workdir)))
-        state = _start(task.init, config, mesh, checkpoints)
+        state = _start(task, config, mesh, checkpoints)
         batches = _train_batches(config, start=int(state.step))
         stack.enter_context(contextlib.closing(batches))
         log = stack.enter_context(contextlib.closing(MetricsLog(workdir, int(state.step))))
@@ -105,6 +109,8 @@ def train(
                     }
                 )
                 log.scalars(step, "train", values)
+                if task.warning and (warning := task.warning(step, values)):
+                    logging.warning(warning)
                 merged, skipped = None, 0
             if config.data.eval and _due(config, step, config.eval_every):
                 held_out = (sharding.put_batch(b, mesh) for b in _eval_batches(config))
@@ -149,10 +155,12 @@ def _due(config, step: int, every: int) -> bool:
 def _check_finite(metrics: Any, step: int, checkpoints: Checkpointer) -> float:
     """The step's loss.
 
-    Finite loss and gradient norm mean that the update was finite too, so a state that was checked
-    is good to keep.
+    Finite losses and gradient norms mean that the updates were finite too, so a state that was
+    checked is good to keep.
     """
-    values = {name: float(getattr(metrics, name).compute()) for name in ("loss", "grad_norm")}
+    checked = ("loss", "grad_norm", "discriminator_loss", "discriminator_grad_norm")
+    present = [name for name in checked if hasattr(metrics, name)]
+    values = {name: float(getattr(metrics, name).compute()) for name in present}
     for name, value in values.items():
         if not math.isfinite(value):
             latest = checkpoints.latest_step
@@ -165,11 +173,18 @@ def _check_finite(metrics: Any, step: int, checkpoints: Checkpointer) -> float:
 
 
 def make_task(
-    config: TokenizerTraining | GeneratorTraining, vqgan: tuple[VQGAN, Any] | None = None
+    config: TokenizerTraining | GeneratorTraining,
+    vqgan: tuple[VQGAN, Any] | None = None,
+    weights: tokenizer.Weights | None = None,
 ) -> Task:
-    """The task that the configuration is of; `vqgan` as in `train`."""
+    """The task that the configuration is of.
+
+    Args:
+      vqgan: for a generator, as in `train`.
+      weights: for a tokenizer, as in `tokenizer.make_task`.
+    """
     if isinstance(config, TokenizerTraining):
-        return tokenizer.make_task(config)
+        return tokenizer.make_task(config, weights)
     return generator.make_task(config, vqgan)
 
 
@@ -240,13 +255,12 @@ def _may_change(key: str) -> bool:
     return key.startswith(_MAY_CHANGE) or key.endswith("_every")
 
 
-def _start(
-    init: Callable[[], TrainState], config, mesh: Mesh, checkpoints: Checkpointer
-) -> TrainState:
+def _start(task: Task, config, mesh: Mesh, checkpoints: Checkpointer) -> TrainState:
     """The newest checkpoint's state, or the one before the first step, in its place on the mesh."""
     if checkpoints.latest_step is None:
-        return sharding.sharded_init(init, config.sharding_rules, mesh)
-    abstract = sharding.abstract_init(init, config.sharding_rules, mesh)
+        state = sharding.sharded_init(task.init, config.sharding_rules, mesh)
+        return task.load(state) if task.load else state
+    abstract = sharding.abstract_init(task.init, config.sharding_rules, mesh)
     return checkpoints.restore(abstract)
 
 

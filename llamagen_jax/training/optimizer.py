@@ -80,7 +80,7 @@ def apply_gradients(
     ema = state.ema
     if config.ema_decay:
         ema = optax.incremental_update(params, ema, 1 - config.ema_decay)
-    return TrainState(state.step + 1, params, ema, opt_state)
+    return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -1,7 +1,7 @@
 """What a task gives the training loop."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ class Task:
       example: shapes and dtypes of one row of a training batch.
       codes_per_example: of the image that an example is.
       flops_per_example: of a training step without recomputation.
+      load: puts weights that come from files into a state fresh from `init`; None without any.
+      warning: (step, logged values) -> a line to warn with, or None; None when nothing is watched.
     """
 
     init: Callable[[], TrainState]
@@ -33,3 +35,5 @@ class Task:
     example: dict[str, jax.ShapeDtypeStruct]
     codes_per_example: int
     flops_per_example: float
+    load: Callable[[TrainState], TrainState] | None = None
+    warning: Callable[[int, Mapping[str, Any]], str | None] | None = None

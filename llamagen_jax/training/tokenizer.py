@@ -1,128 +1,246 @@
-"""Training steps of the VQGAN on images (paper section 2.1)."""
+"""Training steps of the VQGAN on images (paper section 2.1), with its discriminator."""
 
-import flax.struct
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metrics
 
-from llamagen_jax import flops, losses, sharding
+from llamagen_jax import flops, losses, lpips_weights, sharding, zoo
+from llamagen_jax.errors import InputError
 from llamagen_jax.images import from_uint8
+from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.training import codebook
+from llamagen_jax.training.adversarial import Adversary, DiscriminatorState
 from llamagen_jax.training.config import TokenizerTraining
 from llamagen_jax.training.optimizer import TrainState, adamw, apply_gradients, init_state
 from llamagen_jax.training.task import Task
 
 _PREVIEW_IMAGES = 16
+_SCALARS = (
+    "loss",
+    "grad_norm",
+    "reconstruction_loss",
+    "vq_loss",
+    "commitment_loss",
+    "entropy_loss",
+)
+_ADVERSARIAL_SCALARS = (
+    "adversarial_loss",
+    "discriminator_loss",
+    "discriminator_grad_norm",
+    "logits_real",
+    "logits_fake",
+)
+
+EvalMetrics = metrics.Collection.create(
+    loss=metrics.Average.from_output("loss"),
+    psnr=metrics.Average.from_output("psnr"),
+    codebook_usage=codebook.Usage,
+    perplexity=codebook.Perplexity,
+)
 
 
-@flax.struct.dataclass
-class CodebookUsage(metrics.Metric):
-    """Share of the codebook that occurs in all codes merged so far, over every device.
+class TokenizerState(TrainState):
+    """A training state whose params, ema and opt_state are the VQGAN's.
 
     Attributes:
-      used: bool [K].
+      code_age: int32 [K], see `codebook.update_age`.
+      discriminator: None without one.
+      lpips: frozen parameters of `LPIPS`, or None. They are here to be placed as the rest is, and
+        so that a run goes on without the files they came from.
     """
 
-    used: jax.Array
-
-    @classmethod
-    def from_model_output(cls, used: jax.Array, **_) -> "CodebookUsage":
-        return cls(used)
-
-    def merge(self, other: "CodebookUsage") -> "CodebookUsage":
-        return CodebookUsage(self.used | other.used)
-
-    def compute(self) -> jax.Array:
-        return jnp.mean(self.used)
+    code_age: jax.Array
+    discriminator: DiscriminatorState | None
+    lpips: Any
 
 
-@flax.struct.dataclass
-class TrainMetrics(metrics.Collection):
-    """Means over the steps since the last log, and the codebook usage in them."""
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What a run reads from files before its first step: parameters on the host, None for none."""
 
-    loss: metrics.Average.from_output("loss")
-    reconstruction_loss: metrics.Average.from_output("reconstruction_loss")
-    vq_loss: metrics.Average.from_output("vq_loss")
-    commitment_loss: metrics.Average.from_output("commitment_loss")
-    entropy_loss: metrics.Average.from_output("entropy_loss")
-    grad_norm: metrics.Average.from_output("grad_norm")
-    codebook_usage: CodebookUsage
+    vqgan: dict | None = None
+    lpips: dict | None = None
 
 
-@flax.struct.dataclass
-class EvalMetrics(metrics.Collection):
-    """Over the held-out set: reconstruction loss and PSNR in dB (means), codebook usage."""
+def load_weights(config: TokenizerTraining) -> Weights:
+    """Opens the files that `config` names.
 
-    loss: metrics.Average.from_output("loss")
-    psnr: metrics.Average.from_output("psnr")
-    codebook_usage: CodebookUsage
+    Raises:
+      InputError: a file is missing or damaged, or `config.init_from` is another model.
+    """
+    vqgan = lpips = None
+    if config.init_from:
+        model, vqgan = zoo.load(config.init_from)
+        what = f"config.model does not fit config.init_from={config.init_from}"
+        zoo.check_params(vqgan, config.model, what)
+        if model.config.l2_normalize != config.model.l2_normalize:
+            raise InputError(f"{what}: l2_normalize is {model.config.l2_normalize} there")
+    if config.loss.perceptual_weight:
+        lpips = lpips_weights.load(config.loss.vgg16, config.loss.lpips_heads)
+    return Weights(vqgan, lpips)
 
 
-def make_task(config: TokenizerTraining) -> Task:
-    """The VQGAN's side of the training loop."""
-    model = VQGAN(config.model)
-    optimizer = adamw(config.optimizer, config.steps)
+def make_task(config: TokenizerTraining, weights: Weights | None = None) -> Task:
+    """The VQGAN's side of the training loop.
 
-    def used(codes, weight):
-        counts = jnp.zeros(config.model.codebook_size).at[codes].add(weight[:, None, None])
-        return counts > 0
+    Args:
+      config: of the run.
+      weights: of `load_weights`; without them `Task.load` is None, and LPIPS stays as it was drawn.
+    """
+    training = _Training(config)
+    size = config.data.image_size
+    batch = {"image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)}
+    # Without the backward passes of the adaptive weight, of which next to nothing is computed.
+    loss = dataclasses.replace(config.loss, adaptive_weight=False)
+    counted = _Training(dataclasses.replace(config, loss=loss))
+    return Task(
+        training.init,
+        training.train_step,
+        training.eval_step,
+        training.preview,
+        example={"image": jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)},
+        codes_per_example=(size // config.model.downsampling) ** 2,
+        flops_per_example=flops.count(counted.train_step, jax.eval_shape(counted.init), batch),
+        load=functools.partial(_load, weights) if weights else None,
+        warning=training.warning,
+    )
 
-    def init() -> TrainState:
+
+def _load(weights: Weights, state: TokenizerState) -> TokenizerState:
+    """The state with the parameters from files in place of the drawn ones."""
+    if weights.vqgan is not None:
+        state = state.replace(params=sharding.put_like(weights.vqgan, state.params))
+        if state.ema is not None:
+            state = state.replace(ema=sharding.put_like(weights.vqgan, state.ema))
+    if weights.lpips is not None:
+        state = state.replace(lpips=sharding.put_like(weights.lpips, state.lpips))
+    return state
+
+
+class _Training:
+    """The functions of the task, around the models that the configuration describes."""
+
+    def __init__(self, config: TokenizerTraining):
+        self._config = config
+        self._model = VQGAN(config.model)
+        self._optimizer = adamw(config.optimizer, config.steps)
+        self._adversary = Adversary(config) if config.loss.adversarial_weight else None
+        self._lpips = LPIPS() if config.loss.perceptual_weight else None
+        names = [*_SCALARS, *(_ADVERSARIAL_SCALARS if self._adversary else ())]
+        names += ["adaptive_weight"] if self._adversary and config.loss.adaptive_weight else []
+        names += ["perceptual_loss"] if self._lpips else []
+        self._train_metrics = metrics.Collection.create(
+            **{name: metrics.Average.from_output(name) for name in names},
+            codebook_usage=metrics.LastValue.from_output("codebook_usage"),
+            perplexity=codebook.Perplexity,
+        )
+
+    def init(self) -> TokenizerState:
+        config, key = self._config, jax.random.key(self._config.seed)
         images = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
-        variables = model.init(jax.random.key(config.seed), images)
-        return init_state(variables["params"], optimizer, config.optimizer)
+        params = self._model.init(key, images)["params"]
+        return TokenizerState(
+            **vars(init_state(params, self._optimizer, config.optimizer)),
+            code_age=codebook.init_age(config.model.codebook_size),
+            discriminator=self._adversary.init() if self._adversary else None,
+            lpips=self._lpips.init(key, images, images)["params"] if self._lpips else None,
+        )
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, TrainMetrics]:
-        images = from_uint8(batch["image"])
+    def train_step(self, state: TokenizerState, batch: dict) -> tuple[TokenizerState, Any]:
+        config, images = self._config, from_uint8(batch["image"])
 
-        def loss_of(params):
-            output = model.apply({"params": params}, images)
-            distance = losses.reconstruction(
-                config.loss.reconstruction, images, output.reconstruction
-            )
+        def forward(params):
+            output = self._model.apply({"params": params}, images)
             terms = {
-                "reconstruction_loss": jnp.mean(distance),
                 "vq_loss": output.vq_loss,
                 "commitment_loss": output.commitment_loss,
                 "entropy_loss": output.entropy_loss,
             }
-            return sum(terms.values()), (terms, output.codes)
+            return (output.reconstruction, sum(terms.values())), (terms, output.codes)
 
-        (loss, (terms, codes)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        train_metrics = TrainMetrics.single_from_model_output(
-            loss=loss,
+        # Every other loss is one of the reconstruction: their gradients meet there, and a single
+        # backward pass goes on from it.
+        (reconstruction, _), backward, (terms, codes) = jax.vjp(forward, state.params, has_aux=True)
+        image_terms, image_grads = self._image_losses(state, images, reconstruction)
+        terms |= image_terms
+        discriminator, scalars = state.discriminator, {}
+        if self._adversary:
+
+            def last_kernel_grads(image_grads):
+                # The compiler keeps only what the last kernel needs of this backward pass.
+                return backward((image_grads, jnp.zeros(())))[0]["decoder"]["conv_out"]["kernel"]
+
+            weight = self._adversary.weight(state.step)
+            loss, adversarial_grads = jax.value_and_grad(self._adversary.loss, argnums=1)(
+                discriminator, reconstruction
+            )
+            discriminator, scalars = self._adversary.update(
+                discriminator, weight, images, reconstruction
+            )
+            if config.loss.adaptive_weight:
+                scalars["adaptive_weight"] = losses.adaptive_weight(
+                    last_kernel_grads(image_grads), last_kernel_grads(adversarial_grads)
+                )
+                weight *= scalars["adaptive_weight"]
+            terms["adversarial_loss"] = weight * loss
+            image_grads += weight * adversarial_grads
+
+        (grads,) = backward((image_grads, jnp.ones(())))
+        code_age = codebook.update_age(state.code_age, codes)
+        step_metrics = self._train_metrics.single_from_model_output(
+            loss=sum(terms.values()),
             grad_norm=optax.tree.norm(grads),
-            used=used(codes, jnp.ones(codes.shape[0])),
+            codebook_usage=codebook.usage(code_age),
+            code_counts=self._count(codes, jnp.ones(codes.shape[0])),
             **terms,
+            **scalars,
         )
-        return apply_gradients(state, grads, optimizer, config.optimizer), train_metrics
+        state = apply_gradients(state, grads, self._optimizer, config.optimizer)
+        return state.replace(code_age=code_age, discriminator=discriminator), step_metrics
 
-    def eval_step(params: dict, batch: dict) -> EvalMetrics:
+    def eval_step(self, params: dict, batch: dict) -> EvalMetrics:
         images = from_uint8(batch["image"])
-        output = model.apply({"params": params}, images)
+        output = self._model.apply({"params": params}, images)
+        kind = self._config.loss.reconstruction
         return EvalMetrics.single_from_model_output(
-            loss=losses.reconstruction(config.loss.reconstruction, images, output.reconstruction),
+            loss=losses.reconstruction(kind, images, output.reconstruction),
             psnr=losses.psnr(images, output.reconstruction),
-            used=used(output.codes, batch["weight"]),
+            code_counts=self._count(output.codes, batch["weight"]),
             mask=batch["weight"],
         )
 
-    def preview(params: dict, batch: dict) -> np.ndarray:
+    def preview(self, params: dict, batch: dict) -> np.ndarray:
         images = from_uint8(sharding.fetch(batch["image"])[:_PREVIEW_IMAGES])
-        output = jax.jit(model.apply)({"params": params}, images)
+        output = jax.jit(self._model.apply)({"params": params}, images)
         return np.stack([images, sharding.fetch(output.reconstruction)])
 
-    size = config.data.image_size
-    example = {"image": jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)}
-    batch = {"image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)}
-    return Task(
-        init,
-        train_step,
-        eval_step,
-        preview,
-        example,
-        codes_per_example=(size // config.model.downsampling) ** 2,
-        flops_per_example=flops.count(train_step, jax.eval_shape(init), batch),
-    )
+    def warning(self, step: int, values: Mapping[str, Any]) -> str | None:
+        side = self._config.data.image_size // self._config.model.downsampling
+        codes_seen = step * self._config.batch_size * side**2
+        return codebook.collapse_warning(step, codes_seen, float(values["codebook_usage"]))
+
+    def _image_losses(self, state: TokenizerState, images, reconstruction) -> tuple[dict, Any]:
+        """Terms that compare images with reconstructions; gradient of their sum at the latter."""
+        config = self._config.loss
+
+        def loss_of(reconstruction):
+            distance = losses.reconstruction(config.reconstruction, images, reconstruction)
+            terms = {"reconstruction_loss": jnp.mean(distance)}
+            if self._lpips:
+                distance = self._lpips.apply({"params": state.lpips}, images, reconstruction)
+                terms["perceptual_loss"] = config.perceptual_weight * jnp.mean(distance)
+            return sum(terms.values()), terms
+
+        grads, terms = jax.grad(loss_of, has_aux=True)(reconstruction)
+        return terms, grads
+
+    def _count(self, codes, weight) -> jax.Array:
+        return codebook.count(codes, self._config.model.codebook_size, weight)
