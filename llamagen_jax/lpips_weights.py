@@ -63,13 +63,12 @@ def _head_shapes() -> dict[str, tuple[int, ...]]:
 
 def _read(path: str | Path, shapes: dict[str, tuple], key: str, source: str) -> dict:
     """The tensors of `shapes` in a file; others in it are left out."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise InputError(
             f"config.{key}={str(path)!r} is no file; get it from {source} and give its path, "
             "or train without the perceptual loss: loss.perceptual_weight=0"
         )
-    tensors, _ = convert.read_torch(path)
+    tensors, _ = convert.read_torch(Path(path))
     missing = [name for name in shapes if name not in tensors]
     wrong = [
         f"{name} {list(tensors[name].shape)} instead of {list(shape)}"

@@ -17,6 +17,8 @@ from llamagen_jax.training.optimizer import learning_rate
 VARIANTS = {
     "c2i": ("B-256", "3B-384"),
     "digits": ("tokenizer", "generator"),
+    "photos": (None,),
+    "vqgan": ("VQ-16", "VQ-8", "finetune"),
 }
 
 
@@ -28,11 +30,16 @@ def test_every_config_file_is_tested():
     ("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants]
 )
 def test_every_config_takes_a_step_at_a_tiny_size(name, variant):
-    values = importlib.import_module(f"configs.{name}").get_config(variant).to_dict()
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    values = (get_config(variant) if variant else get_config()).to_dict()
     from_mapping(values)  # the real sizes are possible
     is_tokenizer = values["task"] == "tokenizer"
-    values["model"].update(tiny.VQGAN_SIZES if is_tokenizer else tiny.LLAMA_SIZES)
+    vqgan_sizes = tiny.VQGAN_SIZES | {"channel_multipliers": (1,)}
+    values["model"].update(vqgan_sizes if is_tokenizer else tiny.LLAMA_SIZES)
     values["data"]["image_size"] = 16
+    if is_tokenizer:
+        values["discriminator"].update(base_channels=8, num_layers=1)
+        values["loss"]["perceptual_weight"] = 0.0  # VGG16 has no tiny size
     config = from_mapping(values)
     if isinstance(config, GeneratorTraining):
         task = generator.make_task(config, None)
@@ -67,6 +74,22 @@ def test_unknown_variant_names_the_nearest():
 def test_bad_values_are_named(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         from_mapping(tiny.generator_config(tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss__reconstruction": "l3"}, "reconstruction='l3' must be"),
+        ({"loss__adversarial": "wasserstein"}, "'wasserstein' must be one of hinge, vanilla"),
+        ({"loss__perceptual_weight": -1.0}, "perceptual_weight=-1.0 must not be negative"),
+        ({"discriminator__kind": "stylegan2"}, "'stylegan2' must be one of patchgan, stylegan"),
+        ({"discriminator__num_layers": 3}, "num_layers=3 needs images of at least 24 px, not 16"),
+        ({"discriminator__kind": "stylegan", "data__image_size": 48}, "power of two .* not 48"),
+    ],
+)
+def test_bad_values_of_a_tokenizer_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        from_mapping(tiny.tokenizer_config(loss__adversarial_weight=0.5, **change))
 
 
 def test_missing_key_is_named(tmp_path):

@@ -1,8 +1,7 @@
 """Discriminators, LPIPS and whole GAN steps compute what the original does (tests/golden)."""
 
-import functools
-
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -57,27 +56,20 @@ def patchgan_inventory(channels: int, layers: int) -> dict:
     return inventory | {f"{last}.weight": [1, before, 4, 4], f"{last}.bias": [1]}
 
 
-@functools.cache
-def lpips_params() -> dict:
-    """Formula weights of LPIPS, by way of the files that a user has."""
-    shapes = load("lpips")[1]["inventory"]
+@pytest.fixture(scope="module")
+def lpips_files(tmp_path_factory):
+    """Formula weights of LPIPS in two files such as a user has."""
     vgg16, heads = {}, {}
-    for name, shape in shapes.items():
+    for name, shape in load("lpips")[1]["inventory"].items():
         if name.startswith("net."):
             vgg16["features." + name.split(".", 2)[2]] = tensor(name, shape)
         elif name.startswith("lin"):
             heads[name] = abs(tensor(name, shape))
-    return vgg16, heads
-
-
-@pytest.fixture(scope="module")
-def lpips_files(tmp_path_factory):
-    """Formula weights of LPIPS in two files such as a user has."""
     folder = tmp_path_factory.mktemp("lpips")
-    for name, tensors in zip(("vgg16", "heads"), lpips_params(), strict=True):
-        pieces = {key: Tensor(t.shape, t.dtype, [t]) for key, t in tensors.items()}
-        write_tensors(folder / f"{name}.safetensors", pieces)
-    return folder / "vgg16.safetensors", folder / "heads.safetensors"
+    paths = folder / "vgg16.safetensors", folder / "heads.safetensors"
+    for path, tensors in zip(paths, (vgg16, heads), strict=True):
+        write_tensors(path, {key: Tensor(t.shape, t.dtype, [t]) for key, t in tensors.items()})
+    return paths
 
 
 def test_patchgan():
@@ -184,7 +176,10 @@ def test_whole_steps(name, lpips_files):
     discriminator = patchgan_params(patchgan_inventory(meta["disc_dim"], meta["disc_layers"]))
     weights = tokenizer.Weights(params(config.model), tokenizer.load_weights(config).lpips)
     task = tokenizer.make_task(config, weights)
-    state = task.load(jax.jit(task.init)())
+    # All zeros, like Adam's moments; every parameter is loaded, which saves compiling `init`.
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(task.init)
+    state = task.load(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=device), shapes))
     state = state.replace(discriminator=state.discriminator.replace(params=discriminator))
     step = jax.jit(task.train_step)
     for index, images in enumerate(golden["images"]):

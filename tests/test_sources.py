@@ -11,6 +11,7 @@ from llamagen_jax.data.sources import (
     ArrayRecordSource,
     DigitsSource,
     ImageFolderSource,
+    PhotosSource,
     open_source,
 )
 from llamagen_jax.errors import InputError
@@ -52,6 +53,25 @@ def test_digit_record():
 def test_digits_refuse_another_split():
     with pytest.raises(InputError, match="no split 'trian': did you mean 'train'"):
         DigitsSource("trian")
+
+
+def test_photos_splits_share_no_tile_and_have_every_photo():
+    train, test = PhotosSource("train"), PhotosSource("test")
+    assert (len(train), len(test)) == (300, 72)
+    tiles = [record["image"].tobytes() for split in (train, test) for record in split]
+    assert len(set(tiles)) == 372
+    for split in (train, test):
+        assert {record["label"] for record in split} == set(range(len(split.class_names)))
+        assert split[0]["image"].shape == (96, 96, 3)
+        assert split[0]["image"].dtype == np.uint8
+
+
+def test_photos_refuse_another_split_and_need_scikit_image(monkeypatch):
+    with pytest.raises(InputError, match="no split 'tset': did you mean 'test'"):
+        PhotosSource("tset")
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    with pytest.raises(InputError, match=r'pip install "llamagen_jax\[eval\]"'):
+        PhotosSource("train")
 
 
 def test_digits_without_scikit_learn(monkeypatch):

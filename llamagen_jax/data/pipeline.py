@@ -29,9 +29,9 @@ class DataConfig:
     """Where the data is and how images are prepared; raises InputError for impossible values.
 
     Attributes:
-      source: "digits", "image_folder" or "array_record".
-      train: folder of the training data ("train" for the digits).
-      eval: folder of the held-out data ("test" for the digits), "" for none.
+      source: "digits", "photos", "image_folder" or "array_record".
+      train: folder of the training data ("train" for the digits and the photos).
+      eval: folder of the held-out data ("test" for the digits and the photos), "" for none.
       image_size: side of the images in the batches; codes are used as they are.
       random_crop: train on random crops instead of centre crops.
       random_flip: mirror half of the training images.

@@ -63,6 +63,70 @@ class DigitsSource:
         return f"DigitsSource('{self._split}', {len(self)} records)"
 
 
+class PhotosSource:
+    """Tiles of the photographs that come with scikit-image, every fifth of each photo held out.
+
+    Tiles do not overlap, so that no pixel is both in "train" and in "test", the two `split`s.
+    Records are {"image": uint8 [96, 96, 3], "label": int}; labels number the photos.
+    """
+
+    # Those that are in scikit-image's wheel itself, without drawings and without the second
+    # picture of the stereo pair, which shows what the first does.
+    class_names = (
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "chelsea.png",
+        "coffee.png",
+        "coins.png",
+        "grass.png",
+        "gravel.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "moon.png",
+        "motorcycle_left.png",
+        "rocket.jpg",
+    )
+    _SIDE = 96
+
+    def __init__(self, split: str):
+        """Raises InputError for another split, or without scikit-image."""
+        if split not in ("train", "test"):
+            raise InputError(
+                f"the photos have no split '{split}': {nearest(split, ('train', 'test'))}"
+            )
+        try:
+            import skimage.data
+        except ImportError:
+            raise InputError(
+                'the photos need scikit-image: pip install "llamagen_jax[eval]"'
+            ) from None
+        self._split = split
+        self._tiles = []
+        for label, name in enumerate(self.class_names):
+            with Image.open(Path(skimage.data.__file__).parent / name) as photo:
+                tiles = self._cut(np.asarray(photo.convert("RGB")))
+            chosen = [tile for i, tile in enumerate(tiles) if (i % 5 == 4) == (split == "test")]
+            self._tiles += [(tile, label) for tile in chosen]
+
+    def _cut(self, photo: np.ndarray) -> list[np.ndarray]:
+        rows, columns = (range(0, side - self._SIDE + 1, self._SIDE) for side in photo.shape[:2])
+        return [photo[y : y + self._SIDE, x : x + self._SIDE] for y in rows for x in columns]
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __getitem__(self, index: int) -> dict:
+        image, label = self._tiles[index]
+        return {"image": image, "label": label}
+
+    def name(self, index: int) -> str:
+        return f"tile {index} of '{self._split}'"
+
+    def __repr__(self) -> str:
+        return f"PhotosSource('{self._split}', {len(self)} records)"
+
+
 class ImageFolderSource:
     """`FOLDER/CLASS NAME/*.{jpg,jpeg,png,webp}`; labels number the sorted class names.
 
@@ -139,17 +203,19 @@ class ArrayRecordSource:
         )
 
 
-Source = DigitsSource | ImageFolderSource | ArrayRecordSource
+Source = DigitsSource | PhotosSource | ImageFolderSource | ArrayRecordSource
 
 SOURCES = {
     "digits": DigitsSource,
+    "photos": PhotosSource,
     "image_folder": ImageFolderSource,
     "array_record": ArrayRecordSource,
 }
 
 
 def open_source(kind: str, location: str) -> Source:
-    """A source of one of the `SOURCES`; `location` is its folder, or the split of the digits.
+    """A source of one of the `SOURCES`; `location` is its folder, or the split of the
+    digits and the photos.
 
     Raises InputError for an unknown kind and for a location that cannot be read.
     """

@@ -93,7 +93,7 @@ def make_task(config: TokenizerTraining, weights: Weights | None = None) -> Task
 
     Args:
       config: of the run.
-      weights: of `load_weights`; without them `Task.load` is None, and LPIPS stays as it was drawn.
+      weights: of `load_weights`; without them `Task.load` is None, and LPIPS is 0 everywhere.
     """
     training = _Training(config)
     size = config.data.image_size
@@ -151,8 +151,13 @@ class _Training:
             **vars(init_state(params, self._optimizer, config.optimizer)),
             code_age=codebook.init_age(config.model.codebook_size),
             discriminator=self._adversary.init() if self._adversary else None,
-            lpips=self._lpips.init(key, images, images)["params"] if self._lpips else None,
+            lpips=self._no_lpips(images) if self._lpips else None,
         )
+
+    def _no_lpips(self, images) -> dict:
+        """Zeros in the place of weights that are never drawn, only loaded."""
+        variables = jax.eval_shape(self._lpips.init, jax.random.key(0), images, images)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables["params"])
 
     def train_step(self, state: TokenizerState, batch: dict) -> tuple[TokenizerState, Any]:
         config, images = self._config, from_uint8(batch["image"])
