@@ -334,7 +334,24 @@ def _tokenizer_config(setting: Setting):
         | {
             "task": "tokenizer",
             "model": dataclasses.asdict(model),
-            "loss": {"reconstruction": "l2"},
+            # The VQGAN alone, without its discriminator and LPIPS.
+            "init_from": "",
+            "loss": {
+                "reconstruction": "l2",
+                "perceptual_weight": 0.0,
+                "vgg16": "",
+                "lpips_heads": "",
+                "adversarial": "hinge",
+                "adversarial_weight": 0.0,
+                "adversarial_start": 0,
+                "adaptive_weight": False,
+            },
+            "discriminator": {
+                "kind": "patchgan",
+                "base_channels": 64,
+                "num_layers": 3,
+                "dtype": setting.dtype,
+            },
             "sharding_rules": sharding.VQGAN_RULES,
         }
     )
