@@ -65,6 +65,8 @@ _VQGAN_RENAMES = (
 _BUFFERS = re.compile(
     r"quantize\.codebook_used|freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache"
 )
+# What files of PyTorch before 1.6 start with: a pickled number of their own.
+_LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _STATE_KEYS = ("model", "module", "state_dict", "ema")
 
 
@@ -321,10 +323,10 @@ def _write_torch(path: Path, tensors: dict[str, export.Tensor], config) -> None:
 def _load_pickle(torch, path: Path):
     """What torch.save wrote; code in it is refused, not run.
 
-    Mapped from the file, but for the format from before PyTorch 1.6, a bare pickle.
+    Mapped from the file, but for the format from before PyTorch 1.6, which is no archive.
     """
     with path.open("rb") as file:
-        legacy = file.read(1) == b"\x80"
+        legacy = file.read(len(_LEGACY_START)) == _LEGACY_START
     if not legacy and not zipfile.is_zipfile(path):
         raise InputError(
             f"{path} is truncated or no PyTorch checkpoint (a zip archive that torch.save writes)"
