@@ -21,6 +21,7 @@ DIGITS = DataConfig(
     image_size=24,
     random_crop=True,
     random_flip=True,
+    fast_decode=False,
     workers=0,
 )
 
