@@ -281,16 +281,22 @@ class TfdsSource:
         skip = {"image": tfds.decode.SkipDecoding()}
         try:
             builder = tfds.builder(name)
-            features = builder.info.features
+            if not builder.is_prepared():
+                raise InputError(
+                    f"'{name}' is not in {builder.data_path}: set TFDS_DATA_DIR to where it is, or "
+                    f"build it with: tfds build {name} --file_format=array_record"
+                )
             self._records = builder.as_data_source(split=split, decoders=skip)
-        # Absent, unbuilt and unfit datasets raise errors of many types.
+        except InputError:
+            raise
+        # Unknown names, versions, splits and unfit file formats raise errors of many types.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
-                f"cannot open the TensorFlow dataset '{location}' ({type(error).__name__}: "
-                f"{reason}); build it first: tfds build {name} --file_format=array_record, "
-                "and set TFDS_DATA_DIR to where it is"
+                f"cannot open the TensorFlow dataset '{location}': {reason} (only the file formats "
+                "array_record and parquet can be read)"
             ) from error
+        features = builder.info.features
         if not {"image", "label"} <= features.keys():
             raise InputError(f"'{location}' has no image and label but: {', '.join(features)}")
         self.class_names = tuple(features["label"].names)
@@ -299,6 +305,8 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         record = self._records[index]
         return {"image": record["image"], "label": int(record["label"])}
 

@@ -6,6 +6,9 @@ import math
 import numpy as np
 from PIL import Image
 
+# Kinds of `code_crops`, and how many crops each takes of an image.
+CODE_CROPS = {"center": 1, "center-flip": 2, "ten-crop": 10}
+
 
 def decode(image: bytes | np.ndarray, fast_side: int = 0) -> Image.Image:
     """An RGB image from encoded bytes or from a uint8 array [H, W, 3].
@@ -61,9 +64,6 @@ def random_crop_side(size: int) -> int:
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The image [H, W, 3], mirrored left to right with probability 0.5."""
     return image[:, ::-1] if rng.random() < 0.5 else image
-
-
-CODE_CROPS = {"center": 1, "center-flip": 2, "ten-crop": 10}
 
 
 def code_crops(
