@@ -42,7 +42,7 @@ class DataConfig:
     """
 
     source: str
-    train: str | tuple[str, ...]
+    train: str | tuple
     eval: str
     image_size: int
     random_crop: bool
