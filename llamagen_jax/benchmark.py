@@ -32,8 +32,9 @@ from llamagen_jax.files import staged
 from llamagen_jax.models import attention
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
-from llamagen_jax.training import generator, tokenizer
+from llamagen_jax.training import dry_run, generator, tokenizer
 from llamagen_jax.training.config import from_mapping
+from llamagen_jax.training.loop import make_mesh
 
 _OPTIMIZER = {
     "learning_rate": 1e-4,
@@ -250,17 +251,12 @@ def _images(bench: Bench) -> Iterator[Figure]:
 def _compile(bench: Bench) -> Iterator[Figure]:
     s = bench.setting
     for name in ("GPT-B", "GPT-XL"):
-        task = generator.make_task(_generator_config(s, name))
-        state = jax.eval_shape(task.init)
-        batch = {
-            key: jax.ShapeDtypeStruct((s.batch_size, *leaf.shape), leaf.dtype)
-            for key, leaf in task.example.items()
-        }
         seconds = []
         for _ in range(s.repeats):
-            jax.clear_caches()
+            config = _generator_config(s, name)
             started = time.perf_counter()
-            jax.jit(task.train_step, donate_argnums=0).lower(state, batch).compile()
+            # A new task each time, since JAX remembers what it traced.
+            dry_run.compile_step(generator.make_task(config), config, make_mesh(config))
             seconds.append(time.perf_counter() - started)
         median = statistics.median(seconds)
         yield Figure("compile the train step", f"{name} {s.dtype}", median, 1 / median, "programs")
@@ -464,7 +460,7 @@ def _parser() -> argparse.ArgumentParser:
         "compute dtype",
         choices=("float32", "bfloat16"),
     )
-    option("--batch-size", 16 if on_cpu else 64, "sequences per call", type=int)
+    option("--batch-size", 4 if on_cpu else 64, "sequences per call", type=int)
     option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=int)
     option("--repeats", 3 if on_cpu else 10, "timed calls, of which the median counts", type=int)
     parser.add_argument(

@@ -22,9 +22,10 @@ def test_figures_are_written_and_printed(tmp_path, capsys, only):
     record = json.loads(output.read_text())
     assert record["limits"] == {"matrix product": 1e11, "memory": 1e10}
     assert record["figures"]
+    printed = capsys.readouterr().out
     for figure in record["figures"]:
         assert figure["seconds"] > 0
-        assert f"| {figure['name']} | {figure['shapes']} |" in capsys.readouterr().out
+        assert f"| {figure['name']} | {figure['shapes']} |" in printed
         if figure["limit"]:
             assert figure["percent"] > 0
 
@@ -32,7 +33,7 @@ def test_figures_are_written_and_printed(tmp_path, capsys, only):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--generator", "GPT-b"], "there is no model 'GPT-b'; did you mean 'GPT-B'"),
+        (["--generator", "GPT-XLL"], "there is no model 'GPT-XLL'; did you mean 'GPT-XL'"),
         (["--only", "sampling"], "no benchmark is called 'sampling': train step"),
     ],
 )
