@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from llamagen_jax.data import filter as metadata_filter
 from llamagen_jax.data.latents import (
     decode_folder,
     encode_folder,
@@ -111,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     decode.set_defaults(run=decode_folder)
     decode.add_argument("codes", metavar="CODES", help="file that `encode` wrote")
     decode.add_argument("output", metavar="OUTPUT", help="folder of PNGs to write")
+
+    metadata_filter.add_arguments(
+        commands.add_parser(
+            "filter",
+            help="metadata of images and captions -> the rows worth downloading",
+            description=metadata_filter.__doc__.partition("\n\n")[2],
+        )
+    )
 
     for command in (codes, encode, decode):
         command.add_argument("--tokenizer", required=True, help="work folder, export, file or name")
