@@ -14,7 +14,7 @@ from llamagen_jax.errors import InputError
 GOOD = {
     "URL": "https://example.com/1.jpg",
     "TEXT": 'it\'s a "cat", é',
-    "WIDTH": 256,
+    "WIDTH": 256.0,
     "HEIGHT": 300.0,
     "aesthetic_score": 4.75,
     "pwatermark": 0.5,
@@ -43,14 +43,9 @@ BAD = [
 
 
 def write_parquet(path, rows):
-    columns = {
-        name: "VARCHAR"
-        if name in ("URL", "link", "TEXT")
-        else "BIGINT"
-        if name == "hash"
-        else "DOUBLE"
-        for name in rows[0]
-    }
+    types = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE"}
+    columns = {name: types[type(value)] for name, value in (GOOD | rows[-1]).items()}
+    columns = {name: columns[name] for name in rows[0]}
     database = duckdb.connect()
     database.execute(f"CREATE TABLE t ({', '.join(f'{n} {t}' for n, t in columns.items())})")
     marks = ", ".join("?" * len(columns))
@@ -66,8 +61,7 @@ def read_parquet(path):
 
 @pytest.fixture
 def metadata(tmp_path):
-    """Every bad row, around good ones whose hashes are 7, 8 and 9, in two files and a third that
-    has no good row."""
+    """Every bad row, around good ones whose hashes are 7, 8 and 9; the third file has none good."""
     bad = [GOOD | change for _, change in BAD]
     good = [GOOD | {"hash": i, "URL": f"http://example.com/{i}.PNG?a=b"} for i in (8, 9)]
     write_parquet(tmp_path / "in" / "a.parquet", [*bad[:5], GOOD, *bad[5:]])

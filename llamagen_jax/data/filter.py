@@ -189,9 +189,11 @@ def _check_columns(database: "duckdb.DuckDBPyConnection", file: Path, rules: lis
 
 def _read(database: "duckdb.DuckDBPyConnection", query: str, file: Path) -> list[tuple]:
     """Runs a query whose one parameter is the file to read."""
+    import duckdb
+
     try:
         return database.execute(query, [str(file)]).fetchall()
-    except database.Error as error:
+    except duckdb.Error as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"cannot filter {file}: {reason}") from error
 
