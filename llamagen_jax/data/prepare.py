@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llamagen_jax.data import filter as metadata_filter
+from llamagen_jax.data import pack
 from llamagen_jax.data.latents import (
     decode_folder,
     encode_folder,
@@ -120,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
             description=metadata_filter.__doc__.partition("\n\n")[2],
         )
     )
+
+    pack.add_arguments(commands.add_parser("pack", help="images of any source -> dataset folder"))
 
     for command in (codes, encode, decode):
         command.add_argument("--tokenizer", required=True, help="work folder, export, file or name")

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from llamagen_jax.data.records import Manifest, open_shards, unpack
+from llamagen_jax.data.tar_shards import TarShardsSource
 from llamagen_jax.errors import InputError, nearest
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -203,13 +204,14 @@ class ArrayRecordSource:
         )
 
 
-Source = DigitsSource | PhotosSource | ImageFolderSource | ArrayRecordSource
+Source = DigitsSource | PhotosSource | ImageFolderSource | ArrayRecordSource | TarShardsSource
 
 SOURCES = {
     "digits": DigitsSource,
     "photos": PhotosSource,
     "image_folder": ImageFolderSource,
     "array_record": ArrayRecordSource,
+    "tar_shards": TarShardsSource,
 }
 
 
