@@ -133,7 +133,7 @@ def test_an_existing_output_is_kept(metadata, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("module", ["duckdb", "matplotlib"])
+@pytest.mark.parametrize("module", ["duckdb", "matplotlib.figure"])
 def test_without_the_extra(metadata, tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf'{module}: pip install "llamagen_jax\[prepare\]"'):

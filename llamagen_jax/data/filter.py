@@ -9,6 +9,7 @@ set guangyil/laion-coco-aesthetic, and LAION-400M's CLIP similarity.
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from llamagen_jax.files import staged
 
 if TYPE_CHECKING:
     import duckdb
+    from matplotlib.figure import Figure
 
 # The database spills what does not fit to disk, so that any number of rows can be filtered.
 _MEMORY_LIMIT = "1GB"
@@ -77,8 +79,8 @@ def filter_metadata(metadata: str, output: str, config: FilterConfig) -> dict:
     Raises:
       InputError: a file or column is missing or cannot be read, or no row is left.
     """
-    duckdb = _import_duckdb()
-    files = _parquet_files(Path(metadata))
+    duckdb, figures = import_extra("duckdb"), import_extra("matplotlib.figure")
+    files = parquet_files(metadata)
     rules = _rules(config)
     with staged(output) as partial:
         partial.mkdir()
@@ -92,25 +94,24 @@ def filter_metadata(metadata: str, output: str, config: FilterConfig) -> dict:
                 )
             _write_kept(database, files, partial)
         (partial / "report.json").write_text(json.dumps(report, indent=2))
-        _draw(report, partial / "report.png")
+        _draw(report, figures.Figure).savefig(partial / "report.png", dpi=150)
     print(_table(report))
     print(f"wrote {report['kept']} of {report['rows']} rows to {output}")
     return report
 
 
-def _import_duckdb() -> Any:
+def import_extra(module: str) -> Any:
+    """A module of the extra `prepare`; raises InputError where it is not installed."""
     try:
-        import duckdb
-        import matplotlib  # noqa: F401  (missed before the work rather than after it)
-    except ImportError as error:
-        raise InputError(
-            f'filtering needs {error.name}: pip install "llamagen_jax[prepare]"'
-        ) from None
-    return duckdb
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f'this needs {module}: pip install "llamagen_jax[prepare]"') from None
 
 
-def _parquet_files(path: Path) -> list[Path]:
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+def parquet_files(path: str) -> list[Path]:
+    """The file, or the parquet files of the folder; raises InputError where there are none."""
+    folder = Path(path)
+    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
     if not files or not all(file.is_file() for file in files):
         raise InputError(f"there is no parquet file at {path}: check the path")
     return files
@@ -189,8 +190,7 @@ def _check_columns(database: "duckdb.DuckDBPyConnection", file: Path, rules: lis
 
 def _read(database: "duckdb.DuckDBPyConnection", query: str, file: Path) -> list[tuple]:
     """Runs a query whose one parameter is the file to read."""
-    import duckdb
-
+    duckdb = import_extra("duckdb")
     try:
         return database.execute(query, [str(file)]).fetchall()
     except duckdb.Error as error:
@@ -236,13 +236,11 @@ def _table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _draw(report: dict, path: Path) -> None:
+def _draw(report: dict, new_figure: "type[Figure]") -> "Figure":
     """A bar for what each rule removed, in the rules' order, and one for the rest."""
-    from matplotlib.figure import Figure
-
     bars = [(f"{rule['name']}: {rule['keeps']}", rule["removed"]) for rule in report["rules"]]
     names, counts = zip(*bars, ("kept", report["kept"]), strict=True)
-    figure = Figure(figsize=(8, 0.5 * len(names) + 1), layout="constrained")
+    figure = new_figure(figsize=(8, 0.5 * len(names) + 1), layout="constrained")
     axes = figure.subplots()
     colors = ["tab:red"] * len(bars) + ["tab:green"]
     drawn = axes.barh(names, counts, color=colors)
@@ -251,7 +249,7 @@ def _draw(report: dict, path: Path) -> None:
     axes.margins(x=0.25)
     axes.get_xaxis().set_visible(False)
     axes.set_title(f"Rows removed by each rule in turn, of {report['rows']:,}")
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llamagen_jax.data import filter as metadata_filter
-from llamagen_jax.data import pack
+from llamagen_jax.data import pack, scene_files
 from llamagen_jax.data.latents import (
     decode_folder,
     encode_folder,
@@ -123,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     pack.add_arguments(commands.add_parser("pack", help="images of any source -> dataset folder"))
+
+    scene_files.add_scenes_arguments(
+        commands.add_parser("scenes", help="metadata of a world of captioned shapes, to try all on")
+    )
+    scene_files.add_render_arguments(
+        commands.add_parser("render", help="tar shards of the images of those metadata")
+    )
 
     for command in (codes, encode, decode):
         command.add_argument("--tokenizer", required=True, help="work folder, export, file or name")
