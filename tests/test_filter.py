@@ -1,5 +1,6 @@
 """The filter removes what its rules say, counts it, and leaves nothing half-written."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,6 +8,7 @@ import duckdb
 import pytest
 from PIL import Image
 
+from llamagen_jax.data import filter as metadata_filter
 from llamagen_jax.data import prepare
 from llamagen_jax.data.filter import FilterConfig, filter_metadata
 from llamagen_jax.errors import InputError
@@ -51,11 +53,11 @@ def write_parquet(path, rows):
     marks = ", ".join("?" * len(columns))
     database.executemany(f"INSERT INTO t VALUES ({marks})", [list(row.values()) for row in rows])
     path.parent.mkdir(exist_ok=True)
-    database.execute(f"COPY t TO '{path}' (FORMAT parquet)")
+    database.table("t").write_parquet(str(path))
 
 
 def read_parquet(path):
-    found = duckdb.sql(f"SELECT * FROM read_parquet('{path}')")
+    found = duckdb.sql("SELECT * FROM read_parquet(?)", params=[str(path)])
     return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
 
 
@@ -78,13 +80,13 @@ def test_each_rule_removes_its_rows(metadata, tmp_path, capsys):
     assert {rule["name"]: rule["removed"] for rule in report["rules"]} == expected
     assert (report["rows"], report["kept"]) == (len(BAD) + 5, 3)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "a.parquet",
-        "b.parquet",
+        "a-000.parquet",
+        "b-000.parquet",
         "report.json",
         "report.png",
     ]
-    assert read_parquet(tmp_path / "out" / "a.parquet") == [GOOD]
-    assert [row["hash"] for row in read_parquet(tmp_path / "out" / "b.parquet")] == [9, 8]
+    assert read_parquet(tmp_path / "out" / "a-000.parquet") == [GOOD]
+    assert [row["hash"] for row in read_parquet(tmp_path / "out" / "b-000.parquet")] == [9, 8]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     assert Image.open(tmp_path / "out" / "report.png").width > 500
     shown = capsys.readouterr().out
@@ -98,7 +100,7 @@ def test_columns_and_thresholds_are_flags(tmp_path):
     off = [f"--{n}-column=" for n in ("height", "aesthetic", "watermark", "similarity", "hash")]
     flags = ["--url-column", "link", "--width-column=w", "--min-size", "20", *off]
     prepare.main(["filter", str(tmp_path / "in.parquet"), str(tmp_path / "out"), *flags])
-    assert read_parquet(tmp_path / "out" / "in.parquet") == rows[1:]
+    assert read_parquet(tmp_path / "out" / "in-000.parquet") == rows[1:]
 
 
 def test_duplicates_may_be_told_by_any_column(tmp_path):
@@ -106,7 +108,17 @@ def test_duplicates_may_be_told_by_any_column(tmp_path):
     write_parquet(tmp_path / "in.parquet", rows)
     config = FilterConfig(hash_column="url")
     filter_metadata(str(tmp_path / "in.parquet"), str(tmp_path / "out"), config)
-    assert read_parquet(tmp_path / "out" / "in.parquet") == [rows[0], rows[2]]
+    assert read_parquet(tmp_path / "out" / "in-000.parquet") == [rows[0], rows[2]]
+
+
+def test_large_files_are_written_in_parts(tmp_path, monkeypatch):
+    rows = [GOOD | {"hash": i} for i in (1, 2, 3, 3, 3, 4)]
+    write_parquet(tmp_path / "it's.parquet", rows)
+    monkeypatch.setattr(metadata_filter, "_PART_BITS", 1)
+    filter_metadata(str(tmp_path / "it's.parquet"), str(tmp_path / "it's out"), FilterConfig())
+    parts = sorted((tmp_path / "it's out").glob("*.parquet"))
+    assert [path.name for path in parts] == [f"it's-00{part}.parquet" for part in (0, 1, 2)]
+    assert [row["hash"] for path in parts for row in read_parquet(path)] == [1, 2, 3, 4]
 
 
 def test_what_is_missing_or_damaged_is_named(metadata, tmp_path):
@@ -121,6 +133,8 @@ def test_what_is_missing_or_damaged_is_named(metadata, tmp_path):
     column = r"a\.parquet has no column 'score' \(it has URL, .*\); .* --aesthetic-column, or ''"
     fails(metadata, column, aesthetic_column="score")
     fails(metadata, r"no row of .* is left \(removed by url 6, .*\)", min_size=999)
+    columns = {f.name: "" for f in dataclasses.fields(FilterConfig) if f.name.endswith("_column")}
+    fails(metadata, "every column is left out", **columns)
     whole = (metadata / "b.parquet").read_bytes()
     (metadata / "b.parquet").write_bytes(whole[: len(whole) // 2])
     fails(metadata, r"cannot filter .*b\.parquet: ")

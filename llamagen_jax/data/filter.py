@@ -11,6 +11,9 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +26,12 @@ if TYPE_CHECKING:
     import duckdb
     from matplotlib.figure import Figure
 
-# The database spills what does not fit to disk, so that any number of rows can be filtered.
-_MEMORY_LIMIT = "1GB"
-_ROW_BITS = 40  # of a row's position: the file's number, then the row's number in it
+# The database spills what does not fit to disk, so that any number of rows can be filtered; what
+# its threads hold of the files that they read and write has to fit.
+_GIGABYTES_PER_THREAD = 0.5
+# A row's position is the file's number, then the row's number in it. Kept rows are looked up and
+# written by parts of a file.
+_ROW_BITS, _PART_BITS = 40, 22
 
 
 def _option(default: Any, text: str) -> Any:
@@ -70,8 +76,8 @@ def filter_metadata(metadata: str, output: str, config: FilterConfig) -> dict:
 
     Args:
       metadata: a parquet file, or a folder of them.
-      output: folder to write, which appears when it is complete: a parquet file with all columns
-        per input file that has rows left, `report.json` and `report.png`.
+      output: folder to write, which appears when it is complete: parquet files with all columns,
+        one per input file or four million rows of it, `report.json` and `report.png`.
 
     Returns:
       The report: {"rows", "kept", "rules": [{"name", "column", "keeps", "removed"}]}.
@@ -84,8 +90,7 @@ def filter_metadata(metadata: str, output: str, config: FilterConfig) -> dict:
     rules = _rules(config)
     with staged(output) as partial:
         partial.mkdir()
-        settings = {"memory_limit": _MEMORY_LIMIT, "temp_directory": str(partial / "spill")}
-        with contextlib.closing(duckdb.connect(config=settings)) as database:
+        with _database(duckdb, partial / "spill") as database:
             report = _judge(database, files, rules)
             if not report["kept"]:
                 counts = ", ".join(f"{rule['name']} {rule['removed']}" for rule in report["rules"])
@@ -98,6 +103,19 @@ def filter_metadata(metadata: str, output: str, config: FilterConfig) -> dict:
     print(_table(report))
     print(f"wrote {report['kept']} of {report['rows']} rows to {output}")
     return report
+
+
+@contextlib.contextmanager
+def _database(duckdb: Any, spill: Path) -> Iterator["duckdb.DuckDBPyConnection"]:
+    threads = os.cpu_count() or 1
+    settings = {
+        "threads": threads,
+        "memory_limit": f"{max(_GIGABYTES_PER_THREAD * threads, 1)}GB",
+        "temp_directory": str(spill),
+    }
+    with duckdb.connect(config=settings) as database:
+        yield database
+    shutil.rmtree(spill, ignore_errors=True)
 
 
 def import_extra(module: str) -> Any:
@@ -141,11 +159,18 @@ def _rules(config: FilterConfig) -> list[_Rule]:
         rule("similarity", f"CLIP score at least {similarity}", f"{{number}} >= {similarity}"),
         rule("hash", "the first of its kind", "{column} IS NOT NULL"),
     ]
-    return [rule for rule in rules if rule.column]
+    chosen = [rule for rule in rules if rule.column]
+    if not chosen:
+        raise InputError("every column is left out: name one to filter by")
+    return chosen
 
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _judge(database: "duckdb.DuckDBPyConnection", files: list[Path], rules: list[_Rule]) -> dict:
@@ -215,16 +240,20 @@ def _report(database: "duckdb.DuckDBPyConnection", rules: list[_Rule]) -> dict:
 
 
 def _write_kept(database: "duckdb.DuckDBPyConnection", files: list[Path], folder: Path) -> None:
-    for number, file in enumerate(tqdm(files, desc="write", unit="file")):
-        kept = f"SELECT position FROM kept WHERE position >> {_ROW_BITS} = {number}"
-        if not database.execute(f"SELECT EXISTS ({kept})").fetchone()[0]:
-            continue
-        target = str(folder / file.name).replace("'", "''")
+    """Writes a file per `1 << _PART_BITS` rows of an input file: look-ups must fit into memory."""
+    parts = f"SELECT DISTINCT position >> {_PART_BITS} AS part FROM kept ORDER BY part"
+    for (part,) in tqdm(database.execute(parts).fetchall(), desc="write", unit="part"):
+        number, part_of_file = divmod(part, 1 << (_ROW_BITS - _PART_BITS))
+        first = part_of_file << _PART_BITS
+        target = folder / f"{files[number].stem}-{part_of_file:03d}.parquet"
         _read(
             database,
-            f"COPY (SELECT * FROM read_parquet(?) WHERE {_position(number)} IN ({kept})) "
-            f"TO '{target}' (FORMAT parquet)",
-            file,
+            f"COPY (SELECT * FROM read_parquet(?) "
+            f"WHERE file_row_number BETWEEN {first} AND {first + (1 << _PART_BITS) - 1} "
+            f"AND {_position(number)} IN "
+            f"(SELECT position FROM kept WHERE position >> {_PART_BITS} = {part})) "
+            f"TO {_literal(target)} (FORMAT parquet)",
+            files[number],
         )
 
 
