@@ -1,8 +1,9 @@
 """Class-conditional generators on ImageNet codes, as the paper trains them (section 3.1, table 3).
 
 Variants: SIZE-RESOLUTION, such as "B-256" or "3B-384"; sizes are B, L, XL, XXL, XXXL, 1B, 3B and
-7B. The codes are ten crops of every image, made by `llamagen_jax.data.prepare codes`. Every size
-trains for 300 epochs; the paper's ablations take 50 (--config.steps=250200).
+7B. The codes are two sets of ten crops of every image, at ranges 1.1 and 1.05, made by
+`llamagen_jax.data.prepare codes` and drawn from equally. Every size trains for 300 epochs; the
+paper's ablations take 50 (--config.steps=250200).
 """
 
 import dataclasses
@@ -41,11 +42,12 @@ def get_config(variant: str = "") -> ConfigDict:
             "sample": {"guidance_scale": 4.0, "top_k": 2000},
             "data": {
                 "source": "array_record",
-                "train": f"{data}_train",
+                "train": (f"{data}_train_1.10", f"{data}_train_1.05"),
                 "eval": f"{data}_val",
                 "image_size": resolution,
                 "random_crop": False,
                 "random_flip": False,
+                "fast_decode": False,
                 "workers": 4,
             },
             "model": dataclasses.asdict(model),

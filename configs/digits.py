@@ -41,6 +41,7 @@ def _tokenizer() -> dict:
             "image_size": 32,
             "random_crop": False,
             "random_flip": False,
+            "fast_decode": False,
             "workers": 0,
         },
         "model": {
@@ -105,6 +106,7 @@ def _generator() -> dict:
             "image_size": 32,
             "random_crop": False,
             "random_flip": False,
+            "fast_decode": False,
             "workers": 0,
         },
         "model": {

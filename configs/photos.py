@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
                 "image_size": 64,
                 "random_crop": True,
                 "random_flip": True,
+                "fast_decode": False,
                 "workers": 0,
             },
             "model": {

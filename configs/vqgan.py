@@ -49,6 +49,7 @@ def _paper(channel_multipliers: tuple[int, ...]) -> dict:
             "image_size": 256,
             "random_crop": True,
             "random_flip": True,
+            "fast_decode": False,
             "workers": 16,
         },
         "model": {

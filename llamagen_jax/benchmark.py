@@ -277,6 +277,7 @@ def _input(bench: Bench) -> Iterator[Figure]:
                 image_size=256,
                 random_crop=True,
                 random_flip=True,
+                fast_decode=fast,
                 workers=0,
             )
             batches = train_batches(config, batch_size=64, seed=0)
@@ -369,6 +370,7 @@ def _shared(batch_size: int) -> dict:
             "image_size": 256,
             "random_crop": False,
             "random_flip": False,
+            "fast_decode": False,
             "workers": 0,
         },
         "optimizer": _OPTIMIZER,

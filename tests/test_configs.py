@@ -68,6 +68,7 @@ def test_unknown_variant_names_the_nearest():
         ({"steps": 0}, "config: steps=0 must be positive"),
         ({"optimizer__schedule": "linear"}, "schedule='linear' must be"),
         ({"optimizer__b2": 1.0}, "b2=1.0 must be in"),
+        ({"data__train": 3}, "config.data.train=3 must be of type str or tuple"),
         ({"data__source": "digit"}, "did you mean 'digits'"),
     ],
 )
@@ -102,6 +103,11 @@ def test_missing_key_is_named(tmp_path):
 def test_config_survives_json(tmp_path):
     values = tiny.tokenizer_config()
     assert from_mapping(json.loads(json.dumps(values))).model == from_mapping(values).model
+
+
+def test_training_data_may_be_several_folders(tmp_path):
+    values = json.loads(json.dumps(tiny.generator_config(tmp_path, data__train=("a", "b"))))
+    assert from_mapping(values).data.train == ("a", "b")
 
 
 def test_learning_rate_schedules():

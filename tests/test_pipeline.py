@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from llamagen_jax.data.pipeline import DataConfig, eval_batches, train_batches
-from llamagen_jax.data.records import write_dataset
+from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.errors import InputError
 
 DIGITS = DataConfig(
@@ -23,6 +23,7 @@ DIGITS = DataConfig(
     image_size=24,
     random_crop=True,
     random_flip=True,
+    fast_decode=False,
     workers=0,
 )
 
@@ -133,6 +134,44 @@ def test_codes_batches_draw_every_crop(tmp_path):
     assert codes.shape == (32, 2)
     np.testing.assert_array_equal(abs(codes[:, 0]), labels(batches))
     assert {-3, 3} <= set(codes[:, 0].tolist())
+
+
+def test_folders_of_codes_are_mixed_equally_and_resumably(tmp_path):
+    folders = []
+    for first in (0, 100):
+        records = ({"codes": np.full((2, 3), first + i), "label": i} for i in range(8))
+        folders.append(str(tmp_path / str(first)))
+        made_by = TokenizerId("tiny", "0", 256)
+        write_dataset(folders[-1], records, tokenizer=made_by, code_shape=(2, 3))
+    config = dataclasses.replace(DIGITS, source="array_record", train=tuple(folders))
+    batches = take(config, 50, batch_size=8, seed=0)
+    codes = np.concatenate([batch["codes"] for batch in batches])
+    assert codes.shape == (400, 3)
+    np.testing.assert_array_equal(codes % 100, np.repeat(labels(batches), 3).reshape(-1, 3))
+    for batch in batches:
+        assert sorted(batch["label"].tolist()) == list(range(8))
+    # 200 of the second folder are expected, with a standard deviation of 10.
+    assert 160 < (codes[:, 0] >= 100).sum() < 240
+    assert_same(take(config, 5, batch_size=8, seed=0, start=45), batches[45:])
+
+
+@pytest.mark.parametrize("random_crop", [False, True])
+def test_fast_decoding_is_nearly_the_same(tmp_path, random_crop):
+    (tmp_path / "cat").mkdir()
+    smooth = Image.fromarray(noise(0)[:4, :5]).resize((200, 160), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "cat" / "1.jpg")
+    config = dataclasses.replace(
+        DIGITS,
+        source="image_folder",
+        train=str(tmp_path),
+        eval=str(tmp_path),
+        random_crop=random_crop,
+    )
+    fast = dataclasses.replace(config, fast_decode=True)
+    (a,), (b,) = (take(c, 1, batch_size=4, seed=0) for c in (config, fast))
+    difference = abs(a["image"].astype(int) - b["image"])
+    assert 0 < difference.mean() < 1.5
+    assert_same(eval_batches(fast, batch_size=1), eval_batches(config, batch_size=1))
 
 
 def test_images_are_augmented_only_if_asked(image_folder_config):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llamagen_jax import export, zoo
 from llamagen_jax.data import prepare, transforms
-from llamagen_jax.data.records import Manifest
+from llamagen_jax.data.records import Manifest, write_dataset
 from llamagen_jax.data.sources import ArrayRecordSource
 from llamagen_jax.images import from_uint8, to_uint8
 from llamagen_jax.models.vqgan import VQGAN
@@ -188,26 +188,82 @@ def test_files_that_do_not_decode(tokenizer, images, tmp_path):
     assert not (tmp_path / "decoded").exists()
 
 
-def test_codes_to_train_on(tokenizer, tmp_path, capsys):
+@pytest.fixture
+def codes_command(tokenizer, tmp_path):
+    """The command for ten images of two classes, one of them broken, as a list without OUTPUT."""
     for label, name in enumerate(("cat", "dog")):
         for i in range(5):
             write_image(tmp_path / "images" / name / f"{i}.png", (20 + i, 30), 10 * label + i)
     (tmp_path / "images" / "dog" / "3.png").write_text("<html>")
-    options = ["--tokenizer", tokenizer, "--image-size", "16", "--batch-size", "3"]
     where = ["--source", "image_folder", "--location", tmp_path / "images"]
-    run("codes", *where, tmp_path / "codes", *options)
+    return ["codes", *where, "--tokenizer", tokenizer, "--image-size", "16", "--batch-size", "3"]
+
+
+@pytest.mark.parametrize("kind", ["center", "center-flip", "ten-crop"])
+def test_codes_to_train_on(codes_command, tmp_path, capsys, kind):
+    crops, crop_range = {
+        "center": (1, None),
+        "center-flip": (2, None),
+        "ten-crop": (10, 1.1),
+    }[kind]
+    run(*codes_command, tmp_path / "codes", *([] if kind == "center" else ["--crops", kind]))
     assert "wrote codes of 9 images" in (told := capsys.readouterr().out)
     assert "skipped 1" in told
     manifest = Manifest.read(tmp_path / "codes")
     assert manifest.class_names == ("cat", "dog")
-    assert (manifest.image_size, manifest.code_shape) == (16, (1, 4))
+    assert (manifest.image_size, manifest.code_shape) == (16, (crops, 4))
+    assert (manifest.crops, manifest.crop_range) == (kind, crop_range)
     assert manifest.tokenizer.sha256 == export.weights_hash(PARAMS)
     records = list(ArrayRecordSource(tmp_path / "codes"))
     assert [record["label"] for record in records] == [0] * 5 + [1] * 4
     for record, name in ((records[2], "cat/2.png"), (records[8], "dog/4.png")):
-        crop = transforms.center_crop(Image.open(tmp_path / "images" / name), 16)
-        np.testing.assert_array_equal(record["codes"], encode(crop[None]).reshape(1, -1))
-    assert "codes exists already" in fails("codes", *where, tmp_path / "codes", *options)
+        image = Image.open(tmp_path / "images" / name)
+        expected = encode(transforms.code_crops(image, 16, kind, crop_range))
+        assert record["codes"].dtype == np.uint16
+        np.testing.assert_array_equal(record["codes"], expected.reshape(crops, -1))
+
+
+def test_codes_are_shared_by_processes_and_gone_on_with(codes_command, tmp_path, capsys):
+    command = [*codes_command, tmp_path / "codes", "--shard-size", "4", "--crops", "ten-crop"]
+    processes = ["--process-count", "2", "--process-index"]
+    run(*command, *processes, 1)
+    assert "finished share 1 of 2; other shares are missing" in capsys.readouterr().out
+    for change, message in (
+        (["--crop-range", "1.05"], "begun with crop_range=1.1, not 1.05"),
+        (["--crops", "center-flip"], "begun with crops='ten-crop', not 'center-flip'"),
+        (["--image-size", "24"], "begun with image_size=16, not 24"),
+        (["--shard-size", "5"], "begun with shard_size=4, not 5"),
+    ):
+        assert message in fails(*command, *change)
+    other = {**PARAMS, "quantizer": {"codebook": -PARAMS["quantizer"]["codebook"]}}
+    export.write(tmp_path / "other", MODEL, other)
+    assert "begun with tokenizer=" in fails(*command, "--tokenizer", tmp_path / "other")
+    run(*command, *processes, 0)
+    assert "wrote codes of 9 images" in (told := capsys.readouterr().out)
+    assert "skipped 1" in told
+    assert [record["label"] for record in ArrayRecordSource(tmp_path / "codes")] == [0] * 5 + [
+        1
+    ] * 4
+    assert "codes exists already" in fails(*command)
+
+
+def test_wrong_options_of_codes(codes_command, tmp_path):
+    command = [*codes_command, tmp_path / "codes"]
+    assert "crop range 1.1 is for ten-crop only" in fails(*command, "--crop-range", 1.1)
+    for value in (0.9, "nan", "inf"):
+        line = fails(*command, "--crops", "ten-crop", "--crop-range", value)
+        assert "must be at least 1 and at most 10" in line
+    assert "process index 2 must be" in fails(*command, "--process-index", 2)
+    assert "shard size 0 must be" in fails(*command, "--shard-size", 0)
+    assert "image size 12 must be" in fails(*command, "--image-size", 12)
+    assert not (tmp_path / "codes.partial").exists()
+
+
+def test_codes_of_records_that_are_no_images(codes_command, tmp_path):
+    write_dataset(tmp_path / "captions", [{"captions": ["a cat"]}])
+    where = ["--source", "array_record", "--location", tmp_path / "captions"]
+    line = fails(*codes_command, tmp_path / "codes", *where)
+    assert "codes are made of images with labels, not of: captions" in line
 
 
 def test_the_command_line():

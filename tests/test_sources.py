@@ -1,17 +1,20 @@
 """Every source gives its records by index, from any process, and names what is wrong."""
 
+import io
 import pickle
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from llamagen_jax.data.records import write_dataset
+from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.data.sources import (
     ArrayRecordSource,
     DigitsSource,
     ImageFolderSource,
     PhotosSource,
+    TfdsSource,
     open_source,
 )
 from llamagen_jax.errors import InputError
@@ -145,6 +148,133 @@ def test_sources_open_by_kind_and_survive_pickling(kind, dataset, image_folder):
     assert str(location) in repr(source)
     assert copy[0]["label"] == first["label"]
     np.testing.assert_array_equal(copy[0]["image"], first["image"])
+
+
+def codes_folder(folder, first, *, labels=range(6), tokenizer="a", length=3, names=("cat",)):
+    """Record i has the codes [first + i, ...] and the label i."""
+    write_dataset(
+        folder,
+        ({"codes": np.full((2, length), first + i, np.uint16), "label": i} for i in labels),
+        shard_size=4,
+        class_names=names,
+        tokenizer=TokenizerId("tiny", tokenizer, 32),
+        code_shape=(2, length),
+    )
+    return str(folder)
+
+
+def test_mixed_codes_hold_the_rows_of_all_folders(tmp_path):
+    folders = codes_folder(tmp_path / "a", 0), codes_folder(tmp_path / "b", 10)
+    source = pickle.loads(pickle.dumps(open_source("array_record", folders)))
+    assert len(source) == 6
+    assert source.class_names == ("cat",)
+    assert source.manifest.code_shape == (2, 3)
+    assert [record["label"] for record in source] == list(range(6))
+    np.testing.assert_array_equal(source[4]["codes"], np.uint16([[4] * 3] * 2 + [[14] * 3] * 2))
+    assert all(folder in repr(source) for folder in folders)
+    assert f"'{folders[0]}/00001" in source.name(5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": range(5)}, "its records is 5 instead of 6"),
+        ({"tokenizer": "b"}, "its tokenizer is b instead of a"),
+        ({"length": 4}, r"its code_shape is \(2, 4\) instead of \(2, 3\)"),
+        ({"names": ("dog",)}, "its class_names is"),
+    ],
+)
+def test_codes_that_do_not_mix(tmp_path, change, message):
+    folders = codes_folder(tmp_path / "a", 0), codes_folder(tmp_path / "b", 10, **change)
+    with pytest.raises(InputError, match=f"b'.* cannot be mixed with .*a': {message}"):
+        open_source("array_record", folders)
+
+
+def test_codes_of_other_images_do_not_mix(tmp_path):
+    other = codes_folder(tmp_path / "b", 10, labels=[0, 1, 2, 3, 5, 4])
+    source = open_source("array_record", (codes_folder(tmp_path / "a", 0), other))
+    assert source[3]["label"] == 3
+    with pytest.raises(InputError, match=r"label of record 0 of .*b/00001.* is 5 instead of 4"):
+        source[4]
+
+
+def test_only_folders_of_codes_mix(dataset, image_folder):
+    with pytest.raises(InputError, match="holds no codes"):
+        open_source("array_record", (str(dataset), str(dataset)))
+    with pytest.raises(InputError, match="'image_folder' takes one location"):
+        open_source("image_folder", (str(image_folder), str(image_folder)))
+    with pytest.raises(InputError, match="no folders to mix"):
+        open_source("array_record", ())
+
+
+@pytest.fixture(scope="session")
+def tiny_photos(tmp_path_factory):
+    """Builds "tiny_photos:1.0.0" where tfds looks for datasets."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class TinyPhotos(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(),
+                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(5), "test": self._generate_examples(2)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                file = io.BytesIO()
+                Image.fromarray(np.full((9, 8, 3), i, np.uint8)).save(file, "PNG")
+                file.seek(0)
+                yield i, {"image": file, "label": i % 2}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    TinyPhotos(data_dir=folder, file_format="array_record").download_and_prepare()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(folder))
+        yield folder
+
+
+def test_tfds(tiny_photos):
+    source = open_source("tfds", "tiny_photos:1.0.0/train")
+    copy = pickle.loads(pickle.dumps(source))
+    assert (len(copy), copy.class_names) == (5, ("cat", "dog"))
+    assert repr(copy) == repr(source)
+    # tfds shuffles what it builds.
+    grey = [np.asarray(Image.open(io.BytesIO(r["image"])))[8, 7, 0] for r in copy]
+    assert sorted(grey) == list(range(5))
+    assert [r["label"] for r in copy] == [value % 2 for value in grey]
+    assert source.name(3) == "record 3 of 'tiny_photos:1.0.0/train'"
+    assert len(TfdsSource("tiny_photos/test")) == 2
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("tiny_photos:1.0.0", "'tiny_photos:1.0.0' names no split"),
+        ("tiny_photos:1.0.0/tset", "Unknown split 'tset'"),
+        ("tiny_photos:2.0.0/train", "version 2.0.0"),
+        ("imagenet2012:5.1.0/train", r"is not in .*: set TFDS_DATA_DIR .* tfds build imagenet2012"),
+        ("imagenut/train", "Dataset imagenut not found"),
+    ],
+)
+def test_tfds_that_cannot_be_opened(tiny_photos, location, message):
+    with pytest.raises(InputError, match=message) as error:
+        TfdsSource(location)
+    assert "\n" not in str(error.value)
+
+
+def test_tfds_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(InputError, match=r'pip install "llamagen_jax\[prepare\]"'):
+        TfdsSource("imagenet2012:5.1.0/train")
 
 
 def test_unknown_kind():

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llamagen_jax.data.transforms import center_crop, decode, random_crop, random_flip
+from llamagen_jax.data.transforms import (
+    center_crop,
+    code_crops,
+    decode,
+    random_crop,
+    random_flip,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -85,3 +91,63 @@ def test_random_flip_mirrors_half_of_the_images():
     kept = sum(np.array_equal(flip, image) for flip in flips)
     assert mirrored + kept == 200
     assert 70 < mirrored < 130
+
+
+@pytest.mark.parametrize(
+    ("crop_range", "side", "middle"), [(1.1, 22, 1), (1.05, 21, 0), (1, 20, 0)]
+)
+def test_ten_crop_takes_corners_and_centre_then_those_of_the_mirror_image(crop_range, side, middle):
+    image = decode(noise(50, 37))
+    crops = code_crops(image, 20, "ten-crop", crop_range)
+    assert crops.shape == (10, 20, 20, 3)
+    assert crops.dtype == np.uint8
+    whole = center_crop(image, side)
+    for five, pixels in ((crops[:5], whole), (crops[5:], whole[:, ::-1])):
+        np.testing.assert_array_equal(five[0], pixels[:20, :20])
+        np.testing.assert_array_equal(five[1], pixels[:20, -20:])
+        np.testing.assert_array_equal(five[2], pixels[-20:, :20])
+        np.testing.assert_array_equal(five[3], pixels[-20:, -20:])
+        inside = slice(middle, middle + 20)
+        np.testing.assert_array_equal(five[4], pixels[inside, inside])
+
+
+@pytest.mark.parametrize(("margin", "middle"), [(1, 0), (3, 2), (5, 2), (7, 4)])
+def test_the_middle_of_odd_margins_is_that_of_torchvision(margin, middle):
+    # torchvision.transforms.functional.center_crop rounds half a pixel to even.
+    pixels = noise(16 + margin, 16 + margin)
+    crops = code_crops(decode(pixels), 16, "ten-crop", (16.5 + margin) / 16)
+    inside = slice(middle, middle + 16)
+    np.testing.assert_array_equal(crops[4], pixels[inside, inside])
+    np.testing.assert_array_equal(crops[9], pixels[:, ::-1][inside, inside])
+
+
+def test_center_and_center_flip():
+    image = decode(noise(50, 37))
+    crop = center_crop(image, 20)
+    np.testing.assert_array_equal(code_crops(image, 20, "center"), crop[None])
+    flipped = code_crops(image, 20, "center-flip")
+    np.testing.assert_array_equal(flipped, np.stack([crop, crop[:, ::-1]]))
+
+
+def smooth(height, width):
+    small = Image.fromarray(noise(6, 8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def test_fast_decoding_is_smaller_and_nearly_the_same():
+    data = encoded(smooth(384, 512), "JPEG")
+    whole, fast = decode(data), decode(data, fast_side=128)
+    assert (whole.size, fast.size) == ((512, 384), (256, 192))
+    assert decode(data, fast_side=193).size == (512, 384)
+    difference = center_crop(whole, 128).astype(int) - center_crop(fast, 128)
+    assert 0 < abs(difference).mean() < 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_fast_decoding_leaves_other_formats_alone(kind):
+    data = encoded(smooth(64, 80), kind)
+    np.testing.assert_array_equal(np.asarray(decode(data, 16)), np.asarray(decode(data)))
+
+
+def test_fast_decoding_of_grey_jpegs_is_rgb():
+    assert decode(encoded(smooth(64, 80)[..., 0], "JPEG"), 16).mode == "RGB"

@@ -1,14 +1,16 @@
 """Prepares data: codes to train a generator on, folders of images to codes and back."""
 
 import argparse
-from collections.abc import Iterator
+import functools
+import threading
+from collections.abc import Callable
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from llamagen_jax.data import filter as metadata_filter
-from llamagen_jax.data import pack, scene_files
+from llamagen_jax.data import pack, scene_files, transforms
+from llamagen_jax.data.extract import Extraction, extract
 from llamagen_jax.data.latents import (
     decode_folder,
     encode_folder,
@@ -16,66 +18,128 @@ from llamagen_jax.data.latents import (
     on_all_devices,
     open_tokenizer,
 )
-from llamagen_jax.data.pipeline import DataConfig, eval_batches
-from llamagen_jax.data.records import Manifest, TokenizerId, write_dataset
+from llamagen_jax.data.records import Manifest, TokenizerId
 from llamagen_jax.data.sources import SOURCES, open_source
-from llamagen_jax.errors import one_line_errors
+from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.export import weights_hash
 from llamagen_jax.models.vqgan import VQGAN
 
 
 def extract_codes(
-    kind: str, location: str, tokenizer: str, output: str, *, image_size: int, batch_size: int
-) -> Manifest:
-    """Encodes every image of a source into a dataset folder of packed codes.
+    kind: str,
+    location: str,
+    tokenizer: str,
+    output: str,
+    *,
+    image_size: int,
+    crops: str,
+    crop_range: float | None,
+    batch_size: int,
+    shard_size: int,
+    process_index: int,
+    process_count: int,
+) -> None:
+    """Encodes crops of every image of a source into a dataset folder of packed codes.
 
-    Images are centre-cropped; broken ones are left out with a warning.
+    Records are {"codes": uint16 [crops, L], "label": int} in the order of the source; broken images
+    are left out with a warning. A run that was killed goes on when it is started again.
 
     Args:
       kind, location: of `sources.open_source`.
       tokenizer: of `zoo.load`.
       output: folder to write, which appears when it is complete.
-      image_size: side of the crop in pixels.
+      image_size: side of a crop in pixels.
+      crops, crop_range: of `transforms.code_crops`; None is the original's 1.1.
       batch_size: images per step over all devices, rounded up to a multiple of their number.
+      shard_size: images per file.
+      process_index, process_count: of `extract.extract`.
 
     Raises:
-      InputError: a path, size or model is wrong.
+      InputError: a path, size or model is wrong, or see `extract.extract`.
     """
+    crop_range = _crop_range(crops, crop_range, image_size)
     model, params = open_tokenizer(tokenizer, batch_size=batch_size, image_size=image_size)
     batch_size += -batch_size % jax.device_count()
     c, source = model.config, open_source(kind, location)
-    manifest = write_dataset(
+    made_by = TokenizerId(tokenizer, weights_hash(params), c.codebook_size)
+    manifest = extract(
         output,
-        _code_records(kind, location, model, params, image_size, batch_size),
-        image_size=image_size,
-        class_names=source.class_names,
-        tokenizer=TokenizerId(tokenizer, weights_hash(params), c.codebook_size),
-        code_shape=(1, (image_size // c.downsampling) ** 2),
+        Extraction(
+            source=source,
+            load=functools.partial(
+                _load_crops, image_size=image_size, crops=crops, crop_range=crop_range
+            ),
+            run=_encode_crops(model, params, batch_size),
+            settings={
+                "source": kind,
+                "location": location,
+                "tokenizer": made_by.sha256,
+                "image_size": image_size,
+                "crops": crops,
+                "crop_range": crop_range,
+            },
+            manifest=Manifest(
+                shards=(),
+                image_size=image_size,
+                class_names=source.class_names,
+                tokenizer=made_by,
+                code_shape=(
+                    transforms.CODE_CROPS[crops],
+                    (image_size // c.downsampling) ** 2,
+                ),
+                crops=crops,
+                crop_range=crop_range,
+            ),
+            batch_size=batch_size,
+            shard_size=shard_size,
+        ),
+        process_index=process_index,
+        process_count=process_count,
     )
-    count = sum(shard.records for shard in manifest.shards)
-    print(f"wrote codes of {count} images to {output}; skipped {len(source) - count}")
-    return manifest
+    if manifest is None:
+        print(f"finished share {process_index} of {process_count}; other shares are missing")
+    else:
+        count = sum(shard.records for shard in manifest.shards)
+        print(f"wrote codes of {count} images to {output}; skipped {len(source) - count}")
 
 
-def _code_records(
-    kind: str, location: str, model: VQGAN, params: dict, image_size: int, batch_size: int
-) -> Iterator[dict]:
-    run = on_all_devices(encoder(model), params)
-    data = DataConfig(
-        source=kind,
-        train=location,
-        eval=location,
-        image_size=image_size,
-        random_crop=False,
-        random_flip=False,
-        workers=0,
-    )
-    with tqdm(desc="codes", unit="image", total=len(open_source(kind, location))) as bar:
-        for batch in eval_batches(data, batch_size=batch_size):
-            codes = np.asarray(run(batch["image"]), np.uint16).reshape(batch_size, 1, -1)
-            for row in np.flatnonzero(batch["weight"]):
-                yield {"codes": codes[row], "label": int(batch["label"][row])}
-                bar.update()
+def _crop_range(crops: str, crop_range: float | None, image_size: int) -> float | None:
+    if crops != "ten-crop":
+        if crop_range is not None:
+            raise InputError(f"crop range {crop_range} is for ten-crop only, not for {crops}")
+        return None
+    crop_range = 1.1 if crop_range is None else crop_range
+    if not 1 <= crop_range <= 10:  # not even NaN
+        raise InputError(f"crop range {crop_range} must be at least 1 and at most 10")
+    return crop_range
+
+
+def _load_crops(
+    record: dict, image_size: int, crops: str, crop_range: float | None
+) -> tuple[np.ndarray, int]:
+    if not record.keys() >= {"image", "label"}:
+        raise InputError(f"codes are made of images with labels, not of: {', '.join(record)}")
+    image = transforms.decode(record["image"])
+    return transforms.code_crops(image, image_size, crops, crop_range), int(record["label"])
+
+
+def _encode_crops(
+    model: VQGAN, params: dict, batch_size: int
+) -> Callable[[list[tuple[np.ndarray, int]]], list[dict]]:
+    """Makes records of up to `batch_size` pairs of crops [crops, S, S, 3] and label."""
+    encode = on_all_devices(encoder(model), params)
+    # Programs start in the same order on every device.
+    start = threading.Lock()
+
+    def run(examples: list[tuple[np.ndarray, int]]) -> list[dict]:
+        arrays, labels = zip(*examples, strict=True)
+        images = np.concatenate(arrays + arrays[-1:] * (batch_size - len(arrays)))
+        with start:
+            codes = encode(images)
+        rows = np.asarray(codes, np.uint16).reshape(batch_size, len(arrays[0]), -1)
+        return [{"codes": row, "label": label} for row, label in zip(rows, labels, strict=False)]
+
+    return run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,12 +156,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True)
 
-    codes = commands.add_parser("codes", help="labelled images -> dataset of codes to train on")
+    codes = commands.add_parser(
+        "codes",
+        help="labelled images -> dataset of codes to train on",
+        description="Encodes labelled images to train a generator on. Killed at any moment and "
+        "started again with the same command, it goes on at the first missing shard of "
+        "OUTPUT.partial, which becomes OUTPUT when it is complete. Several machines with one file "
+        "system share the work: give each the same command, --process-count and its own "
+        "--process-index.",
+    )
     codes.set_defaults(run=extract_codes)
     codes.add_argument("output", metavar="OUTPUT", help="dataset folder to write")
     codes.add_argument("--source", dest="kind", choices=SOURCES, required=True)
-    codes.add_argument("--location", required=True, help="folder of images; split of the digits")
+    codes.add_argument(
+        "--location", required=True, help="folder; split of the digits; NAME:VERSION/SPLIT of tfds"
+    )
     codes.add_argument("--image-size", type=int, default=256, help="side of the crop (256)")
+    codes.add_argument(
+        "--crops",
+        choices=transforms.CODE_CROPS,
+        default="center",
+        help="centre crop, that and its mirror image, or ten crops of each image (center)",
+    )
+    codes.add_argument(
+        "--crop-range",
+        type=float,
+        help="ten-crop only: crops come from the centre crop this many times larger (1.1)",
+    )
+    codes.add_argument("--shard-size", type=int, default=10_000, help="images per file (10000)")
+    codes.add_argument("--process-index", type=int, default=0, help="which share to do (0)")
+    codes.add_argument("--process-count", type=int, default=1, help="shares of the work (1)")
 
     encode = commands.add_parser("encode", help="folder of images -> file of codes")
     encode.set_defaults(run=encode_folder)

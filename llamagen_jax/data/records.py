@@ -77,7 +77,8 @@ class Manifest:
     """What a dataset folder holds; its `manifest.json`.
 
     `image_size` is the side of the stored (or encoded) images in pixels, None if it varies;
-    `code_shape` is (crops, L) where the records hold codes.
+    `code_shape` is (crops, L) where the records hold codes; `crops` and `crop_range` tell of which
+    crops they are, see `transforms.code_crops`.
     """
 
     shards: tuple[Shard, ...]
@@ -85,6 +86,8 @@ class Manifest:
     class_names: tuple[str, ...] = ()
     tokenizer: TokenizerId | None = None
     code_shape: tuple[int, int] | None = None
+    crops: str | None = None
+    crop_range: float | None = None
     version: int = SCHEMA_VERSION
 
     @classmethod
@@ -113,6 +116,9 @@ class Manifest:
                 class_names=tuple(fields["class_names"]),
                 tokenizer=tokenizer and TokenizerId(**tokenizer),
                 code_shape=code_shape and tuple(code_shape),
+                # Absent where an older writer knew only centre crops.
+                crops=fields.get("crops"),
+                crop_range=fields.get("crop_range"),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"'{path}' is damaged: write the dataset again") from error
@@ -145,7 +151,7 @@ def write_dataset(
         for first in records:
             rest = itertools.islice(records, shard_size - 1)
             path = partial / f"{len(shards):05d}.array_record"
-            shards.append(_write_shard(path, itertools.chain([first], rest)))
+            shards.append(write_shard(path, itertools.chain([first], rest)))
         if not shards:
             raise InputError(f"there are no records to write to '{folder}': check the input")
         manifest = Manifest(tuple(shards), image_size, class_names, tokenizer, code_shape)
@@ -153,7 +159,8 @@ def write_dataset(
     return manifest
 
 
-def _write_shard(path: Path, records: Iterable[dict]) -> Shard:
+def write_shard(path: Path, records: Iterable[dict]) -> Shard:
+    """Writes one file of records and tells what it holds."""
     # Groups of one record make random access read exactly one record.
     writer = ArrayRecordWriter(str(path), "group_size:1")
     count = 0

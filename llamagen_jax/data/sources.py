@@ -204,7 +204,131 @@ class ArrayRecordSource:
         )
 
 
-Source = DigitsSource | PhotosSource | ImageFolderSource | ArrayRecordSource | TarShardsSource
+class MixedCodesSource:
+    """Several dataset folders of codes of the same images, extracted with different crops.
+
+    Record i has the label of record i and the rows of its codes in all folders, so that a row
+    drawn at random comes from each folder with the same probability, as the original mixes its two
+    sets of ten crops. `manifest` is that of the first folder.
+    """
+
+    def __init__(self, folders: tuple[str | os.PathLike, ...]):
+        """Raises InputError if a folder is not whole or its manifest does not fit the first's."""
+        self._folders = tuple(map(str, folders))
+        if not folders:
+            raise InputError("there are no folders to mix: name at least one")
+        self._sources = [ArrayRecordSource(folder) for folder in folders]
+        self.manifest = self._sources[0].manifest
+        self.class_names = self.manifest.class_names
+        for source in self._sources:
+            if source.manifest.tokenizer is None:
+                raise InputError(f"{source!r} holds no codes: only folders of codes can be mixed")
+            self._check("records", source, len(self._sources[0]), len(source))
+            for field in ("code_shape", "class_names"):
+                wanted, found = (getattr(m, field) for m in (self.manifest, source.manifest))
+                self._check(field, source, wanted, found)
+            tokenizers = self.manifest.tokenizer, source.manifest.tokenizer
+            self._check("tokenizer", source, *(tokenizer.sha256 for tokenizer in tokenizers))
+
+    def _check(self, what: str, source: ArrayRecordSource, wanted, found) -> None:
+        if found != wanted:
+            raise InputError(
+                f"{source!r} cannot be mixed with '{self._folders[0]}': its {what} is {found} "
+                f"instead of {wanted}; extract both from the same images with the same tokenizer"
+            )
+
+    def __len__(self) -> int:
+        return len(self._sources[0])
+
+    def __getitem__(self, index: int) -> dict:
+        records = [source[index] for source in self._sources]
+        for source, record in zip(self._sources, records, strict=True):
+            what = f"label of {source.name(index)}"
+            self._check(what, source, records[0]["label"], record["label"])
+        codes = np.concatenate([record["codes"] for record in records])
+        return {"codes": codes, "label": records[0]["label"]}
+
+    def name(self, index: int) -> str:
+        return self._sources[0].name(index)
+
+    def __repr__(self) -> str:
+        return f"MixedCodesSource({', '.join(map(repr, self._folders))}, {len(self)} records)"
+
+
+class TfdsSource:
+    """A split of a built TensorFlow dataset of labelled images, read without TensorFlow.
+
+    Records are {"image": encoded bytes, "label": int}.
+    """
+
+    def __init__(self, location: str):
+        """Opens "NAME[/CONFIG][:VERSION]/SPLIT", such as "imagenet2012:5.1.0/train".
+
+        It is looked for in the folder TFDS_DATA_DIR, by default ~/tensorflow_datasets.
+
+        Raises InputError without tensorflow-datasets, or if the dataset has not been built there
+        in a file format of random access, or has no such split or no labelled images.
+        """
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise InputError(
+                "source 'tfds' needs tensorflow-datasets: pip install \"llamagen_jax[prepare]\""
+            ) from None
+        self._location = location
+        name, _, split = location.rpartition("/")
+        if not name:
+            raise InputError(f"'{location}' names no split: write NAME:VERSION/SPLIT")
+        skip = {"image": tfds.decode.SkipDecoding()}
+        try:
+            builder = tfds.builder(name)
+            if not builder.is_prepared():
+                raise InputError(
+                    f"'{name}' is not in {builder.data_path}: set TFDS_DATA_DIR to where it is, or "
+                    f"build it with: tfds build {name} --file_format=array_record"
+                )
+            self._records = builder.as_data_source(split=split, decoders=skip)
+        except InputError:
+            raise
+        # Unknown names, versions, splits and unfit file formats raise errors of many types.
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"cannot open the TensorFlow dataset '{location}': {reason} (only the file formats "
+                "array_record and parquet can be read)"
+            ) from error
+        features = builder.info.features
+        if not {"image", "label"} <= features.keys():
+            raise InputError(f"'{location}' has no image and label but: {', '.join(features)}")
+        self.class_names = tuple(features["label"].names)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        record = self._records[index]
+        return {"image": record["image"], "label": int(record["label"])}
+
+    def name(self, index: int) -> str:
+        return f"record {index} of '{self._location}'"
+
+    def __repr__(self) -> str:
+        return (
+            f"TfdsSource('{self._location}', {len(self)} records, {len(self.class_names)} classes)"
+        )
+
+
+Source = (
+    DigitsSource
+    | PhotosSource
+    | ImageFolderSource
+    | ArrayRecordSource
+    | MixedCodesSource
+    | TarShardsSource
+    | TfdsSource
+)
 
 SOURCES = {
     "digits": DigitsSource,
@@ -212,15 +336,21 @@ SOURCES = {
     "image_folder": ImageFolderSource,
     "array_record": ArrayRecordSource,
     "tar_shards": TarShardsSource,
+    "tfds": TfdsSource,
 }
 
 
-def open_source(kind: str, location: str) -> Source:
-    """A source of one of the `SOURCES`; `location` is its folder, or the split of the
-    digits and the photos.
+def open_source(kind: str, location: str | tuple[str, ...]) -> Source:
+    """A source of one of the `SOURCES`, from its folder (or see its `__init__`).
+
+    Several folders of kind "array_record" are mixed, see `MixedCodesSource`.
 
     Raises InputError for an unknown kind and for a location that cannot be read.
     """
     if kind not in SOURCES:
         raise InputError(f"there is no data source '{kind}': {nearest(kind, SOURCES)}")
+    if isinstance(location, tuple):
+        if kind != "array_record":
+            raise InputError(f"source '{kind}' takes one location, not {location}")
+        return MixedCodesSource(location)
     return SOURCES[kind](location)

@@ -72,6 +72,26 @@ def causal_attention(q, k, v, valid, implementation: str) -> jax.Array:
     return attended[:, :S, :, :Dh]
 
 
+def cached_attention(q, k, v, mask) -> jax.Array:
+    """Attention to a cache, whose layout lets XLA read it as it lies.
+
+    Args:
+      q: [B, Q, H, Dh].
+      k, v: [B, K, S, Dh]; K divides H.
+      mask: of `attention_mask`.
+
+    Returns:
+      [B, Q, H, Dh] in q's dtype; softmax in float32.
+    """
+    B, Q, H, Dh = q.shape
+    K = k.shape[1]
+    grouped = q.reshape(B, Q, K, H // K, Dh)
+    scores = jnp.einsum("BQKGD,BKSD->BKGQS", grouped, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, :, None], scores * Dh**-0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores).astype(v.dtype)
+    return jnp.einsum("BKGQS,BKSD->BQKGD", weights, v).reshape(q.shape)
+
+
 def key_validity(condition_mask, num_keys: int) -> jax.Array | None:
     """bool [B, num_keys] from the condition's mask [B, T]: all codes are valid; None for None."""
     if condition_mask is None:

@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llamagen_jax.models.attention import attention_mask, causal_attention, key_validity
+from llamagen_jax.models.attention import (
+    attention_mask,
+    cached_attention,
+    causal_attention,
+    key_validity,
+)
 
 # What a layer keeps for its backward pass, so that the rest is computed again; "none" keeps all.
 REMAT_POLICIES = {
@@ -247,9 +252,9 @@ class Llama(nn.Module):
         return self.clone(scan_layers=False), {"params": params}
 
     def init_cache(self, batch_size: int) -> Any:
-        """An empty key-value cache: leaves of shape [B, S, K, Dh] per layer, in compute dtype."""
+        """An empty key-value cache: leaves of shape [B, K, S, Dh] per layer, in compute dtype."""
         c = self.config
-        shape = (batch_size, c.condition_length + c.code_length, c.kv_heads, c.head_dim)
+        shape = (batch_size, c.kv_heads, c.condition_length + c.code_length, c.head_dim)
         if self.scan_layers:
             shape = (c.n_layers, *shape)
             return {"k": jnp.zeros(shape, c.dtype), "v": jnp.zeros(shape, c.dtype)}
@@ -337,10 +342,13 @@ class Attention(nn.Module):
         if cache is None:
             attended = causal_attention(q, k, v, valid, self.implementation)
         else:
-            k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, start, axis=1)
-            cache = {"k": k, "v": v}
-            attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+            new = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
+            cache = jax.tree.map(
+                lambda old, rows: jax.lax.dynamic_update_slice_in_dim(old, rows, start, axis=2),
+                cache,
+                new,
+            )
+            attended = cached_attention(q, cache["k"], cache["v"], mask)
         return _dense(D, c, "out")(attended.reshape(B, Q, -1)), cache
 
 
