@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,33 @@ def image_folder_config(tmp_path):
     return dataclasses.replace(
         DIGITS, source="image_folder", train=str(tmp_path), eval=str(tmp_path)
     )
+
+
+@pytest.fixture
+def captions_config(tmp_path):
+    """Eight captioned noise images in two tar shards; those of odd number have no short caption,
+    number 2 has no caption, 4 is truncated and 6 is small."""
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for i in range(4 * shard, 4 * shard + 4):
+                image = encoded(noise(i)[: 12 if i == 6 else 24])
+                captions = {"long": f"long {i} é"} | ({} if i % 2 else {"short": f"short {i}"})
+                add(tar, f"{i}.png", image[:900] if i == 4 else image)
+                add(tar, f"{i}.json", json.dumps({} if i == 2 else captions).encode())
+    return dataclasses.replace(
+        DIGITS,
+        source="tar_shards",
+        train=str(tmp_path),
+        eval=str(tmp_path),
+        caption_weights=(("long", 0.7), ("short", 0.3)),
+        skip_small=True,
+    )
+
+
+def add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
 
 
 def take(config, count, **arguments):
@@ -241,6 +270,56 @@ def test_records_of_another_kind_are_named(tmp_path):
         take(config, 1, batch_size=1, seed=0)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_captions_are_drawn_by_weight(captions_config, workers):
+    plain = dataclasses.replace(
+        captions_config, random_crop=False, random_flip=False, workers=workers
+    )
+    batches = take(plain, 25, batch_size=8, seed=0)
+    assert batches[0].keys() == {"image", "caption", "skipped"}
+    drawn = [str(caption) for batch in batches for caption in batch["caption"]]
+    assert {int(caption.split()[1]) for caption in drawn} == {0, 1, 3, 5, 7}
+    assert not any(caption.startswith("short") for caption in drawn if caption[-3] in "1357")
+    of_both = [caption for caption in drawn if caption.split()[1] == "0"]
+    assert set(of_both) == {"long 0 é", "short 0"}
+    # About 200 / 5 draws: the bounds are three standard deviations of a binomial away.
+    assert 0.48 < np.mean([caption == "long 0 é" for caption in of_both]) < 0.92
+    for image, caption in zip(batches[1]["image"], batches[1]["caption"], strict=True):
+        np.testing.assert_array_equal(image, noise(int(caption.split()[1])))
+    again = take(dataclasses.replace(plain, workers=0), 5, batch_size=8, seed=0, start=20)
+    assert_same(batches[20:], again)
+
+
+def test_what_captioned_records_lack_is_told(captions_config, caplog):
+    batches = take(captions_config, 9, batch_size=1, seed=0)
+    assert sum(batch["skipped"].item() for batch in batches) > 0
+    assert "skipped sample 2 of" in caplog.text
+    assert "ValueError: it has no caption of long, short, only: none" in caplog.text
+    assert "skipped sample 0 of" in caplog.text
+    assert "ValueError: 24x12 px are less than 24" in caplog.text
+    enlarged = dataclasses.replace(captions_config, skip_small=False)
+    captions = [str(batch["caption"][0]) for batch in take(enlarged, 9, batch_size=1, seed=0)]
+    assert {"long 6 é", "short 6"} & set(captions)
+
+
+def test_eval_takes_the_caption_of_the_largest_weight(captions_config):
+    weights = (("long", 0.3), ("short", 0.7))
+    config = dataclasses.replace(captions_config, caption_weights=weights)
+    (batch,) = eval_batches(config, batch_size=8)
+    assert batch["weight"].tolist() == [1] * 5 + [0] * 3
+    expected = ["short 0", "long 1 é", "long 3 é", "long 5 é", "long 7 é"]
+    assert batch["caption"][:5].tolist() == expected
+
+
+def test_a_caption_that_no_record_has_is_named(captions_config):
+    config = dataclasses.replace(captions_config, caption_weights=(("lnog", 1),))
+    with pytest.raises(InputError, match=r"no caption of lnog, only: .*long"):
+        take(config, 1, batch_size=1, seed=0)
+    config = dataclasses.replace(captions_config, caption_weights=())
+    with pytest.raises(InputError, match=r"needs label and an image or codes but has only: image"):
+        take(config, 1, batch_size=1, seed=0)
+
+
 def test_eval_is_one_padded_pass_in_order(tmp_path):
     batches = list(eval_batches(codes_config(tmp_path / "codes", 5), batch_size=2))
     assert [batch["weight"].tolist() for batch in batches] == [[1, 1], [1, 1], [1, 0]]
@@ -292,6 +371,8 @@ def test_eval_needs_held_out_data():
         ({"train": ""}, r"data\.train is empty"),
         ({"image_size": 0}, r"data\.image_size is 0"),
         ({"workers": -1}, r"data\.workers is -1"),
+        ({"caption_weights": (("long", 0),)}, r"caption_weights has \('long', 0\)"),
+        ({"caption_weights": ("long", "short")}, r"caption_weights has 'long'"),
     ],
 )
 def test_impossible_configs(change, message):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 import grain
 import numpy as np
 from absl import flags, logging
+from PIL import Image
 
 from llamagen_jax.data import transforms
 from llamagen_jax.data.sources import SOURCES, Source, open_source
@@ -39,6 +40,10 @@ class DataConfig:
       fast_decode: decode training JPEGs at a reduced size where that suffices, in less than half of
         the time; pixels differ a little from the original's. Evaluation never does.
       workers: processes that load training data; 0 loads it in threads of this one.
+      caption_weights: pairs of a caption's name and its weight; () is for labelled data. Training
+        draws one of those that a record has, such as 70 % long and 30 % short ones by
+        (("long", 0.7), ("short", 0.3)); evaluation takes the one of the largest weight.
+      skip_small: leave out images with a side under `image_size` instead of enlarging them.
     """
 
     source: str
@@ -49,6 +54,8 @@ class DataConfig:
     random_flip: bool
     fast_decode: bool
     workers: int
+    caption_weights: tuple = ()
+    skip_small: bool = False
 
     def __post_init__(self):
         if self.source not in SOURCES:
@@ -61,6 +68,12 @@ class DataConfig:
             raise InputError(f"data.image_size is {self.image_size}: it must be at least 1")
         if self.workers < 0:
             raise InputError(f"data.workers is {self.workers}: it must be at least 0")
+        for pair in self.caption_weights:
+            if len(pair) != 2 or not isinstance(pair[0], str) or not pair[1] > 0:
+                raise InputError(
+                    f"data.caption_weights has {pair!r}: it must hold pairs of a caption's name "
+                    "and a positive weight"
+                )
 
 
 def train_batches(
@@ -75,15 +88,18 @@ def train_batches(
     """Endless batches of the training data from step `start` on, reshuffled every epoch.
 
     Batches hold {"image": uint8 [b, S, S, 3], "label": int32 [b]}, or, for records with codes,
-    {"codes": int32 [b, L], "label": int32 [b]}, one row of the codes drawn at random. A broken
-    record is replaced by the next whole one of the stream; "skipped" (bool [b]) tells where.
+    {"codes": int32 [b, L], "label": int32 [b]}, one row of the codes drawn at random. With
+    `config.caption_weights` there is "caption" (str [b], numpy's unicode dtype) instead of
+    "label". A broken record is replaced by the next whole one of the stream; "skipped" (bool [b])
+    tells where.
 
     `batch_size` is over all processes, which get b = batch_size / process_count consecutive rows
     each. Before broken records are replaced, every record is seen exactly once per epoch. Close
     the iterator if `config.workers` > 0.
 
-    Raises InputError if the data cannot be opened, or, while iterating, if a record has neither
-    image nor codes, or if 1000 records in a row are broken.
+    Raises InputError if the data cannot be opened, or, while iterating, if a record is of another
+    kind (neither image nor codes, or no label), or if 1000 records in a row are broken. A record
+    without any of the captions is a broken one.
     """
     share = batch_size // process_count
     batches = _TrainBatches(config, batch_size, seed, process_index * share, share)
@@ -114,7 +130,7 @@ def eval_batches(
     if not config.eval:
         raise InputError("data.eval is empty: name the held-out data to evaluate on")
     source = open_source(config.source, config.eval)
-    load = functools.partial(_load, source, functools.partial(_eval_example, config))
+    load = functools.partial(_load, config, source, _eval_example)
     padding = next(filter(_is_whole, map(load, range(len(source)))), None)
     if padding is None:
         raise InputError(f"every record of {source!r} is broken: copy or write the data again")
@@ -138,15 +154,18 @@ def _is_whole(example: dict | _Broken) -> bool:
     return not isinstance(example, _Broken)
 
 
-def _load(source: Source, make_example: Callable[..., dict], index: int, *rng) -> dict | _Broken:
+def _load(
+    config: DataConfig, source: Source, make_example: Callable[..., dict], index: int, *rng
+) -> dict | _Broken:
+    condition = "captions" if config.caption_weights else "label"
     try:
         record = source[index]
-        if "label" not in record or not record.keys() & {"image", "codes"}:
+        if condition not in record or not record.keys() & {"image", "codes"}:
             raise InputError(
-                f"{source.name(index)} needs a label and an image or codes but has only: "
+                f"{source.name(index)} needs {condition} and an image or codes but has only: "
                 f"{', '.join(record)}"
             )
-        return make_example(record, *rng)
+        return make_example(config, record, *rng)
     except InputError:
         raise
     # Readers and decoders raise errors of any type on damaged bytes.
@@ -155,27 +174,50 @@ def _load(source: Source, make_example: Callable[..., dict], index: int, *rng) -
 
 
 def _train_example(config: DataConfig, record: dict, rng: np.random.Generator) -> dict:
-    label = np.int32(record["label"])
+    condition = _condition(config, record, rng)
     if "codes" in record:
-        return {"codes": rng.choice(record["codes"]).astype(np.int32), "label": label}
+        return {"codes": rng.choice(record["codes"]).astype(np.int32)} | condition
     size = config.image_size
     largest_side = transforms.random_crop_side(size) if config.random_crop else size
-    image = transforms.decode(record["image"], largest_side if config.fast_decode else 0)
+    image = _decode(config, record, largest_side if config.fast_decode else 0)
     if config.random_crop:
         image = transforms.random_crop(image, size, rng)
     else:
         image = transforms.center_crop(image, size)
     if config.random_flip:
         image = transforms.random_flip(image, rng)
-    return {"image": image, "label": label}
+    return {"image": image} | condition
 
 
 def _eval_example(config: DataConfig, record: dict) -> dict:
-    label = np.int32(record["label"])
+    condition = _condition(config, record)
     if "codes" in record:
-        return {"codes": record["codes"][0].astype(np.int32), "label": label}
-    image = transforms.center_crop(transforms.decode(record["image"]), config.image_size)
-    return {"image": image, "label": label}
+        return {"codes": record["codes"][0].astype(np.int32)} | condition
+    return {"image": transforms.center_crop(_decode(config, record), config.image_size)} | condition
+
+
+def _decode(config: DataConfig, record: dict, fast_side: int = 0) -> Image.Image:
+    image = transforms.decode(record["image"], fast_side)
+    if config.skip_small and min(image.size) < config.image_size:
+        raise ValueError(f"{image.width}x{image.height} px are less than {config.image_size}")
+    return image
+
+
+def _condition(config: DataConfig, record: dict, rng: np.random.Generator | None = None) -> dict:
+    """The label, or one caption: drawn by `rng`, or the one of the largest weight."""
+    if not config.caption_weights:
+        return {"label": np.int32(record["label"])}
+    captions = record["captions"]
+    present = {name: weight for name, weight in config.caption_weights if name in captions}
+    if not present:
+        names = ", ".join(name for name, _ in config.caption_weights)
+        raise ValueError(f"it has no caption of {names}, only: {', '.join(captions) or 'none'}")
+    if rng is None:
+        name = max(present, key=present.get)
+    else:
+        weights = np.array(list(present.values()))
+        name = rng.choice(list(present), p=weights / weights.sum())
+    return {"caption": np.str_(captions[name])}
 
 
 class _TrainBatches:
@@ -184,7 +226,7 @@ class _TrainBatches:
     def __init__(self, config: DataConfig, batch_size: int, seed: int, first: int, count: int):
         self._source = open_source(config.source, config.train)
         self._order = grain.MapDataset.range(len(self._source)).seed(seed).shuffle().repeat()
-        self._make_example = functools.partial(_train_example, config)
+        self._load = functools.partial(_load, config, self._source, _train_example)
         self._batch_size, self._seed, self._first, self._count = batch_size, seed, first, count
         self._threads = max((os.cpu_count() or 1) // max(config.workers, 1), 1)
 
@@ -205,7 +247,7 @@ class _TrainBatches:
         for tried in range(_MAX_BROKEN_RUN):
             # By position in the stream, so that a record is augmented anew in every epoch.
             rng = np.random.default_rng((self._seed, position + tried))
-            example = _load(self._source, self._make_example, self._order[position + tried], rng)
+            example = self._load(self._order[position + tried], rng)
             if _is_whole(example):
                 return example | {"skipped": np.bool_(tried > 0)}
             if not tried:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from llamagen_jax.data import transforms
+from llamagen_jax.data import filter as metadata_filter
+from llamagen_jax.data import pack, scene_files, transforms
 from llamagen_jax.data.extract import Extraction, extract
 from llamagen_jax.data.latents import (
     decode_folder,
@@ -200,6 +201,23 @@ def _parser() -> argparse.ArgumentParser:
     decode.set_defaults(run=decode_folder)
     decode.add_argument("codes", metavar="CODES", help="file that `encode` wrote")
     decode.add_argument("output", metavar="OUTPUT", help="folder of PNGs to write")
+
+    metadata_filter.add_arguments(
+        commands.add_parser(
+            "filter",
+            help="metadata of images and captions -> the rows worth downloading",
+            description=metadata_filter.__doc__.partition("\n\n")[2],
+        )
+    )
+
+    pack.add_arguments(commands.add_parser("pack", help="images of any source -> dataset folder"))
+
+    scene_files.add_scenes_arguments(
+        commands.add_parser("scenes", help="metadata of a world of captioned shapes, to try all on")
+    )
+    scene_files.add_render_arguments(
+        commands.add_parser("render", help="tar shards of the images of those metadata")
+    )
 
     for command in (codes, encode, decode):
         command.add_argument("--tokenizer", required=True, help="work folder, export, file or name")

@@ -1,7 +1,7 @@
 """Dataset folders: `*.array_record` shards of msgpack maps, described by a `manifest.json`.
 
 A record is a dict with any of these keys: `image` (encoded bytes), `label` (int), `captions`
-(list of str), `codes` (uint16 [crops, L]: one row per crop of the image).
+(dict of str by name), `codes` (uint16 [crops, L]: one row per crop of the image).
 """
 
 import dataclasses

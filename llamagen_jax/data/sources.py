@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from llamagen_jax.data.records import Manifest, open_shards, unpack
+from llamagen_jax.data.tar_shards import TarShardsSource
 from llamagen_jax.errors import InputError, nearest
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -325,6 +326,7 @@ Source = (
     | ImageFolderSource
     | ArrayRecordSource
     | MixedCodesSource
+    | TarShardsSource
     | TfdsSource
 )
 
@@ -333,6 +335,7 @@ SOURCES = {
     "photos": PhotosSource,
     "image_folder": ImageFolderSource,
     "array_record": ArrayRecordSource,
+    "tar_shards": TarShardsSource,
     "tfds": TfdsSource,
 }
 

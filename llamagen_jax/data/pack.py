@@ -1,0 +1,74 @@
+"""Any source of images -> a dataset folder of ArrayRecord shards; part of the command `prepare`."""
+
+import argparse
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from absl import logging
+from PIL import Image
+from tqdm import tqdm
+
+from llamagen_jax.data import transforms
+from llamagen_jax.data.records import Manifest, write_dataset
+from llamagen_jax.data.sources import SOURCES, Source, open_source
+
+
+def pack_source(kind: str, location: str, output: str, *, captions: list[str]) -> Manifest:
+    """Writes the images of a source, as they are encoded, with their labels or captions.
+
+    Broken images and records without any of the captions are left out with a warning, and counted.
+
+    Args:
+      kind, location: of `sources.open_source`.
+      output: folder to write, which appears when it is complete.
+      captions: names of the captions to keep; all if empty.
+
+    Raises:
+      InputError: a path is wrong, or nothing can be packed.
+    """
+    source = open_source(kind, location)
+    manifest = write_dataset(output, _records(source, captions), class_names=source.class_names)
+    count = sum(shard.records for shard in manifest.shards)
+    print(f"wrote {count} images to {output}; skipped {len(source) - count}")
+    return manifest
+
+
+def _records(source: Source, captions: list[str]) -> Iterator[dict]:
+    for index in tqdm(range(len(source)), desc="pack", unit="image"):
+        try:
+            record = _record(source[index], captions)
+        # Readers and decoders raise errors of any type on damaged bytes.
+        except Exception as error:
+            logging.warning("skipped %s: %s: %s", source.name(index), type(error).__name__, error)
+        else:
+            yield record
+
+
+def _record(record: dict, names: list[str]) -> dict:
+    image = transforms.decode(record["image"])
+    if isinstance(record["image"], np.ndarray):
+        record = record | {"image": _png(image)}
+    if "captions" in record and names:
+        found = {name: text for name, text in record["captions"].items() if name in names}
+        record = record | {"captions": found}
+    if "captions" in record and not record["captions"]:
+        raise ValueError(f"it has no caption{' of ' * bool(names)}{', '.join(names)}")
+    return record
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `prepare pack`."""
+    parser.set_defaults(run=pack_source)
+    parser.add_argument("output", metavar="OUTPUT", help="dataset folder to write")
+    parser.add_argument("--source", dest="kind", choices=SOURCES, required=True)
+    parser.add_argument("--location", required=True, help="folder of images; split of the digits")
+    parser.add_argument(
+        "--captions", nargs="*", default=[], help="names of the captions to keep (all)"
+    )

@@ -1,0 +1,208 @@
+"""A small world of captioned images: coloured shapes on white, one, some alike, or two related.
+
+The images are true to their captions, so that how well samples follow their prompts can be read off
+their pixels (`scene_check`). Some combinations of two objects and their relation are held out:
+no training scene shows them, and prompts of them ask for what a model has never seen together.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+BACKGROUND = (255, 255, 255)
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 70),
+    "blue": (40, 80, 220),
+    "yellow": (240, 200, 40),
+    "purple": (170, 50, 190),
+}
+SHAPES = ("circle", "square", "triangle")
+# Radius of a shape as a fraction of the image's side.
+SIZES = {"small": 0.14, "large": 0.2}
+# How the first of two objects lies to the second, and the second to the first.
+RELATIONS = {"left of": "right of", "above": "below"}
+
+_PHRASES = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+_POSITIONS = {
+    "in the middle": (0.5, 0.5),
+    "at the top left": (0.28, 0.28),
+    "at the top right": (0.72, 0.28),
+    "at the bottom left": (0.28, 0.72),
+    "at the bottom right": (0.72, 0.72),
+}
+_NUMBERS = {2: "two", 3: "three"}
+_SUPERSAMPLING = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """One shape; `x` and `y` of its centre are fractions of the image's side."""
+
+    shape: str
+    color: str
+    size: str
+    x: float
+    y: float
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return self.color, self.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What an image shows.
+
+    `relation` is a key of `RELATIONS` and tells how the first of two things lies to the second, or
+    "" where it is not a scene of two different things. `position` is that of a single thing.
+    """
+
+    things: tuple[Thing, ...]
+    relation: str = ""
+    position: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A caption and a scene that it describes."""
+
+    caption: str
+    scene: Scene
+
+
+def _combinations() -> list[tuple]:
+    kinds = list(itertools.product(COLORS, SHAPES))
+    pairs = itertools.permutations(kinds, 2)
+    return [(first, relation, second) for first, second in pairs for relation in RELATIONS]
+
+
+def _held_out(share: float = 0.2) -> frozenset[tuple]:
+    every = _combinations()
+    chosen = np.random.default_rng(0).permutation(len(every))[: round(share * len(every))]
+    return frozenset(every[i] for i in chosen)
+
+
+# (kind, relation, kind), a fifth of all. Relations are those of `RELATIONS`, so that "a left of b"
+# and "b right of a" are the same combination.
+HELD_OUT = _held_out()
+_TRAINING = [combination for combination in _combinations() if combination not in HELD_OUT]
+
+
+def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
+    """60 % two related things, 25 % a single one, 15 % two or three alike; held out: all two."""
+    if held_out:
+        return _pair(sorted(HELD_OUT), rng)
+    draw = rng.random()
+    if draw < 0.6:
+        return _pair(_TRAINING, rng)
+    shape, color = rng.choice(SHAPES), rng.choice(list(COLORS))
+    if draw < 0.85:
+        position = str(rng.choice(list(_POSITIONS)))
+        x, y = np.array(_POSITIONS[position]) + rng.uniform(-0.04, 0.04, 2)
+        return Scene((_thing(shape, color, _size(rng), x, y),), position=position)
+    count = int(rng.integers(2, 4))
+    columns = (np.arange(count) + 0.5) / count if count == 2 else np.array([0.18, 0.5, 0.82])
+    x = columns + rng.uniform(-0.01, 0.01, count)
+    y = rng.uniform(0.3, 0.7, count)
+    return Scene(tuple(_thing(shape, color, "small", *place) for place in zip(x, y, strict=True)))
+
+
+def _pair(combinations: list[tuple], rng: np.random.Generator) -> Scene:
+    first, relation, second = combinations[rng.integers(len(combinations))]
+    sizes = _size(rng), _size(rng)
+    # The middle between the things lies near the image's, and each stays within its half.
+    radii = np.array([SIZES[size] for size in sizes])
+    along = np.array([0.25, 0.75]) + rng.uniform(-1, 1, 2) * (0.23 - radii)
+    across = 0.5 + rng.uniform(-0.1, 0.1, 2)
+    x, y = (along, across) if relation == "left of" else (across, along)
+    things = (
+        _thing(shape, color, size, *place)
+        for (color, shape), size, place in zip(
+            (first, second), sizes, zip(x, y, strict=True), strict=True
+        )
+    )
+    return Scene(tuple(things), relation)
+
+
+def _size(rng: np.random.Generator) -> str:
+    return str(rng.choice(list(SIZES)))
+
+
+def _thing(shape: str, color: str, size: str, x: float, y: float) -> Thing:
+    return Thing(str(shape), str(color), size, float(x), float(y))
+
+
+def captions(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
+    """Captions of a scene, "long" with sizes and positions and "short" without, worded by `rng`.
+
+    Whether a pair is told from its first or its second thing is drawn too.
+    """
+    if scene.relation:
+        return _pair_captions(scene, rng)
+    thing = scene.things[0]
+    if len(scene.things) == 1:
+        short = _name(thing)
+        long = f"{_name(thing, size=True)} {scene.position}"
+    else:
+        short, long = (
+            f"{_NUMBERS[len(scene.things)]} {_name(thing, size=size)}s" for size in (False, True)
+        )
+        return {"long": f"A picture of {long}.", "short": short}
+    return {"long": f"A picture of a {long}.", "short": f"a {short}"}
+
+
+def _pair_captions(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
+    def worded(template: str, *, size: bool) -> str:
+        (a, b), relation = scene.things, scene.relation
+        if rng.random() < 0.5:
+            a, b, relation = b, a, RELATIONS[relation]
+        relation = rng.choice(_PHRASES[relation])
+        return template.format(a=_name(a, size=size), relation=relation, b=_name(b, size=size))
+
+    long = ("A {a} is {relation} a {b}.", "A picture of a {a} {relation} a {b}.")
+    short = ("a {a} {relation} a {b}", "{a} {relation} {b}")
+    return {
+        "long": worded(str(rng.choice(long)), size=True),
+        "short": worded(str(rng.choice(short)), size=False),
+    }
+
+
+def _name(thing: Thing, *, size: bool = False) -> str:
+    return f"{thing.size} " * size + f"{thing.color} {thing.shape}"
+
+
+def held_out_prompts(count: int, seed: int) -> list[Prompt]:
+    """Different captions of held-out scenes, 70 % long and 30 % short."""
+    rng = np.random.default_rng(seed)
+    prompts: dict[str, Prompt] = {}
+    while len(prompts) < count:
+        scene = random_scene(rng, held_out=True)
+        caption = captions(scene, rng)["long" if rng.random() < 0.7 else "short"]
+        prompts.setdefault(caption, Prompt(caption, scene))
+    return list(prompts.values())
+
+
+def render(scene: Scene, size: int) -> np.ndarray:
+    """The scene as uint8 [size, size, 3], its edges smoothed."""
+    side = size * _SUPERSAMPLING
+    image = Image.new("RGB", (side, side), BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    for thing in scene.things:
+        x, y, r = thing.x * side, thing.y * side, SIZES[thing.size] * side
+        color = COLORS[thing.color]
+        if thing.shape == "circle":
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
+        elif thing.shape == "square":
+            half = 0.9 * r
+            draw.rectangle((x - half, y - half, x + half, y + half), fill=color)
+        else:
+            draw.polygon([(x, y - r), (x - r, y + 0.8 * r), (x + r, y + 0.8 * r)], fill=color)
+    return np.asarray(image.reduce(_SUPERSAMPLING))

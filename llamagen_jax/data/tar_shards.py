@@ -1,0 +1,129 @@
+"""Tar shards of images and captions, as img2dataset writes them, read in place by index.
+
+A sample is the members of a shard that share a name up to the first dot: `000000123.jpg` (or .jpeg,
+.png, .webp), `000000123.txt` and `000000123.json`.
+"""
+
+import bisect
+import contextlib
+import itertools
+import json
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from llamagen_jax.errors import InputError
+
+# Which column of an index holds a member.
+_PARTS = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "json": 2}
+
+
+class TarShardsSource:
+    """The samples of a folder of uncompressed `*.tar` shards, in the order of names and positions.
+
+    Records are {"image": encoded bytes, "captions": {name: text}}. The captions are the .txt member
+    as "txt" and every string of the .json member under its key; empty texts are left out. Reading a
+    sample without an image or with a damaged .json raises.
+
+    Where the members lie in a shard is kept beside it in SHARD.index, which is made anew when the
+    shard's size or time of change is another; where it cannot be written it is held in memory
+    alone. `unreadable` counts the shards that are left out, with a warning, because they are cut
+    off, compressed or no tar files.
+    """
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, folder: str | os.PathLike):
+        """Raises InputError if the folder is missing or has no shard that can be read."""
+        self._folder = Path(folder)
+        paths = sorted(self._folder.glob("*.tar"))
+        if not paths:
+            raise InputError(f"there are no .tar shards in '{folder}': check the path")
+        self._shards: list[Path] = []
+        self._indexes: list[np.ndarray] = []
+        self.unreadable = 0
+        for path in tqdm(paths, desc="index", unit="shard", disable=len(paths) < 10, leave=False):
+            try:
+                index = _cached_index(path)
+            except (tarfile.TarError, OSError) as error:
+                logging.warning("left out shard '%s': %s", path, error)
+                self.unreadable += 1
+            else:
+                self._shards.append(path)
+                self._indexes.append(index)
+        self._ends = list(itertools.accumulate(map(len, self._indexes)))
+        if not self._ends or not self._ends[-1]:
+            raise InputError(
+                f"no shard in '{folder}' can be read: they must be whole, uncompressed tar files "
+                "with images; copy or download them again"
+            )
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict:
+        shard, position = self._locate(index)
+        # Opened for each sample: thousands of shards would exhaust a process's descriptors.
+        with self._shards[shard].open("rb", buffering=0) as file:
+            image, text, fields = (
+                os.pread(file.fileno(), size, offset)
+                for offset, size in self._indexes[shard][position].tolist()
+            )
+        if not image:
+            raise ValueError("it has no image")
+        captions = {"txt": text.decode()} | (json.loads(fields) if fields else {})
+        texts = {name: text for name, text in captions.items() if isinstance(text, str)}
+        return {"image": image, "captions": {k: text for k, text in texts.items() if text.strip()}}
+
+    def name(self, index: int) -> str:
+        shard, position = self._locate(index)
+        return f"sample {position} of '{self._shards[shard]}'"
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - self._ends[shard] + len(self._indexes[shard])
+
+    def __repr__(self) -> str:
+        return f"TarShardsSource('{self._folder}', {len(self)} records, {len(self._shards)} shards)"
+
+
+def _cached_index(path: Path) -> np.ndarray:
+    """int64 [samples, 3, 2]: offset and size of image, text and json; size 0 where there is none.
+
+    Raises TarError or OSError if the shard cannot be read.
+    """
+    status = path.stat()
+    stamp = np.int64([status.st_size, status.st_mtime_ns])
+    cache = path.with_name(path.name + ".index")
+    # A damaged file raises errors of any type; the index is then made again.
+    with contextlib.suppress(Exception), np.load(cache) as stored:
+        if np.array_equal(stored["stamp"], stamp):
+            return stored["index"]
+    index = _index(path)
+    # Under a name of its own, as several processes may index the same shard at a time.
+    with contextlib.suppress(OSError):
+        descriptor, partial = tempfile.mkstemp(prefix=cache.name, dir=cache.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, stamp=stamp, index=index)
+        Path(partial).replace(cache)
+    return index
+
+
+def _index(path: Path) -> np.ndarray:
+    samples: dict[str, np.ndarray] = {}
+    with tarfile.open(path, "r:") as shard:
+        for member in shard:
+            folder, _, base = member.name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            part = _PARTS.get(suffix.lower())
+            if member.isfile() and part is not None:
+                sample = samples.setdefault(f"{folder}/{stem}", np.zeros((3, 2), np.int64))
+                sample[part] = member.offset_data, member.size
+    return np.stack(list(samples.values())) if samples else np.zeros((0, 3, 2), np.int64)
