@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "batch_size": _BATCH_SIZE,
             "steps": _EPOCHS * (_IMAGENET_IMAGES // _BATCH_SIZE),
             "accumulation_steps": 1,
+            "init_from": "",
             "tokenizer": "vq_ds16_c2i",
             "sample": {"guidance_scale": 4.0, "top_k": 2000},
             "data": {

@@ -94,6 +94,7 @@ def _generator() -> dict:
         "steps": 600,
         "eval_every": 200,
         "sample_every": 300,
+        "init_from": "",
         "tokenizer": "demo/tokenizer",
         "sample": {"guidance_scale": 3.0, "top_k": 0},
         "accumulation_steps": 1,

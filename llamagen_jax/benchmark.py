@@ -314,6 +314,7 @@ def _generator_config(setting: Setting, name: str):
         | {
             "task": "generator",
             "model": dataclasses.asdict(model),
+            "init_from": "",
             "tokenizer": "",
             "sample": {"guidance_scale": 1.0, "top_k": 0},
             "accumulation_steps": 1,

@@ -14,6 +14,7 @@ from llamagen_jax import checkpoint, sharding, zoo
 from llamagen_jax.data.records import Manifest, TokenizerId
 from llamagen_jax.errors import InputError
 from llamagen_jax.export import weights_hash
+from llamagen_jax.training import generator
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.loop import train
 
@@ -175,6 +176,18 @@ def test_work_folder_that_cannot_be_written_is_named(tmp_path, codes):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*file/run/config.json"):
         train(_config("generator", codes), tmp_path / "file" / "run")
+
+
+def test_generator_begins_with_the_weights_of_a_run_on_a_smaller_grid(tmp_path, codes):
+    first = train(_config("generator", codes, steps=2), tmp_path / "small")
+    changes = {"init_from": str(tmp_path / "small"), "model__grid_size": 8}
+    config = _config("generator", codes, **changes, optimizer__ema_decay=0.9)
+    task = generator.make_task(config, None, generator.load_init(config))
+    state = task.load(jax.jit(task.init)())
+    _assert_same_bits(state.params, first.params)
+    _assert_same_bits(state.ema, first.params)
+    with pytest.raises(InputError, match=r"does not fit config.init_from"):
+        generator.load_init(_config("generator", codes, **changes, model__dim=64))
 
 
 def test_batch_must_divide_over_the_mesh(tmp_path, codes):

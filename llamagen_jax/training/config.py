@@ -121,9 +121,11 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorTraining(TrainConfig):
-    """Training a Llama on packed codes.
+    """Training a Llama on packed codes, with labels or with text features.
 
     Attributes:
+      init_from: as of `TokenizerTraining`; the grid may be of another size than there, as in the
+        paper's second stage of text to image.
       tokenizer: file, export or work folder of the VQGAN that made the codes; "" trains without
         sample images and without checking that the codes are its.
       sample: settings of the sample images.
@@ -134,6 +136,7 @@ class GeneratorTraining(TrainConfig):
     """
 
     model: LlamaConfig
+    init_from: str
     tokenizer: str
     sample: SampleConfig
     accumulation_steps: int

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from clu import metrics
 
-from llamagen_jax import flops, losses, sampling, sharding
+from llamagen_jax import flops, losses, sampling, sharding, zoo
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
 from llamagen_jax.export import weights_hash
@@ -18,12 +18,18 @@ from llamagen_jax.models import attention
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training.config import GeneratorTraining
-from llamagen_jax.training.optimizer import TrainState, adamw, apply_gradients, init_state
+from llamagen_jax.training.optimizer import (
+    TrainState,
+    adamw,
+    apply_gradients,
+    init_state,
+    with_params,
+)
 from llamagen_jax.training.task import Task
 
-# Up to this many classes, each with this many images, make the grid of samples while training.
-_PREVIEW_CLASSES = 8
-_PREVIEW_PER_CLASS = 4
+# Up to this many classes or captions, each with this many images, make the samples' grid.
+_PREVIEW_ROWS = 8
+_PREVIEW_COLUMNS = 4
 
 
 @flax.struct.dataclass
@@ -42,32 +48,56 @@ class EvalMetrics(metrics.Collection):
     accuracy: metrics.Average.from_output("accuracy")
 
 
-def make_task(config: GeneratorTraining, tokenizer: tuple[VQGAN, dict] | None = None) -> Task:
+def load_init(config: GeneratorTraining) -> dict | None:
+    """Parameters on the host that training begins with; None where they are drawn.
+
+    Raises:
+      InputError: `config.init_from` cannot be opened or is another model.
+    """
+    if not config.init_from:
+        return None
+    _, params = zoo.load(config.init_from)
+    what = f"config.model does not fit config.init_from={config.init_from}"
+    zoo.check_params(params, config.model, what)
+    return params
+
+
+def make_task(
+    config: GeneratorTraining,
+    tokenizer: tuple[VQGAN, dict] | None = None,
+    init_params: dict | None = None,
+) -> Task:
     """The transformer's side of the training loop.
 
     Args:
       config: of the run.
       tokenizer: VQGAN and parameters that turn sampled codes into pictures, or None for none.
+      init_params: of `load_init`.
     """
-    kernel = attention.choose(config.attention, config.model.dtype)
-    model = Llama(config.model, attention=kernel, remat=config.remat)
+    c = config.model
+    kernel = attention.choose(config.attention, c.dtype)
+    model = Llama(c, attention=kernel, remat=config.remat)
     optimizer = adamw(config.optimizer, config.steps)
+    example = {"codes": jax.ShapeDtypeStruct((c.code_length,), jnp.int32)}
+    if c.condition == "class":
+        example["label"] = jax.ShapeDtypeStruct((), jnp.int32)
+    else:
+        text = (c.condition_length, c.caption_dim)
+        example["features"] = jax.ShapeDtypeStruct(text, jnp.bfloat16)
+        example["mask"] = jax.ShapeDtypeStruct(text[:1], bool)
+    one = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in example.items()}
 
     def init() -> TrainState:
-        codes = jnp.zeros((1, config.model.code_length), jnp.int32)
-        variables = model.init(jax.random.key(config.seed), codes, jnp.zeros(1, jnp.int32))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
+        variables = model.init(jax.random.key(config.seed), zeros["codes"], *_condition(zeros))
         return init_state(variables["params"], optimizer, config.optimizer)
 
     def loss_and_grads(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         def loss_of(params):
-            logits = model.apply(
-                {"params": params},
-                batch["codes"],
-                batch["label"],
-                train=True,
-                rngs={"dropout": key},
-            )
-            return jnp.mean(losses.cross_entropy(logits, batch["codes"]))
+            rngs = {"dropout": key}
+            codes, condition = batch["codes"], _condition(batch)
+            logits = model.apply({"params": params}, codes, *condition, train=True, rngs=rngs)
+            return jnp.mean(losses.cross_entropy(logits, codes))
 
         return jax.value_and_grad(loss_of)(params)
 
@@ -76,19 +106,15 @@ def make_task(config: GeneratorTraining, tokenizer: tuple[VQGAN, dict] | None = 
         if config.accumulation_steps == 1:
             loss, grads = loss_and_grads(state.params, batch, key)
         else:
-            loss, grads = accumulate(
-                functools.partial(loss_and_grads, state.params),
-                batch,
-                key,
-                config.accumulation_steps,
-            )
+            part = functools.partial(loss_and_grads, state.params)
+            loss, grads = accumulate(part, batch, key, config.accumulation_steps)
         train_metrics = TrainMetrics.single_from_model_output(
             loss=loss, grad_norm=optax.tree.norm(grads)
         )
         return apply_gradients(state, grads, optimizer, config.optimizer), train_metrics
 
     def eval_step(params: dict, batch: dict) -> EvalMetrics:
-        logits = model.apply({"params": params}, batch["codes"], batch["label"])
+        logits = model.apply({"params": params}, batch["codes"], *_condition(batch))
         right = jnp.mean(jnp.argmax(logits, axis=-1) == batch["codes"], axis=1)
         return EvalMetrics.single_from_model_output(
             loss=losses.cross_entropy(logits, batch["codes"]),
@@ -96,40 +122,48 @@ def make_task(config: GeneratorTraining, tokenizer: tuple[VQGAN, dict] | None = 
             mask=batch["weight"],
         )
 
-    def preview(params: dict, batch: dict) -> np.ndarray:
-        classes = np.arange(min(config.model.num_classes, _PREVIEW_CLASSES), dtype=np.int32)
-        codes = sampling.generate(
-            model,
-            params,
-            np.repeat(classes, _PREVIEW_PER_CLASS),
-            seed=config.seed,
-            guidance_scale=config.sample.guidance_scale,
-            top_k=config.sample.top_k,
-        )
-        side = config.model.grid_size
-        vqgan, vqgan_params = tokenizer
-        decode = jax.jit(functools.partial(vqgan.apply, method="decode"))
-        images = sharding.fetch(decode({"params": vqgan_params}, codes.reshape(-1, side, side)))
-        return images.reshape(len(classes), _PREVIEW_PER_CLASS, *images.shape[1:])
-
-    length = config.model.code_length
-    codes = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    labels = jax.ShapeDtypeStruct((1,), jnp.int32)
-    plain = Llama(config.model)
-    variables = jax.eval_shape(plain.init, jax.random.key(0), codes, labels)
+    plain = Llama(c)
+    variables = jax.eval_shape(plain.init, jax.random.key(0), one["codes"], *_condition(one))
+    forward = flops.count(plain.apply, variables, one["codes"], *_condition(one))
     return Task(
         init,
         train_step,
         eval_step,
-        preview if tokenizer else None,
-        example={
-            "codes": jax.ShapeDtypeStruct((length,), jnp.int32),
-            "label": jax.ShapeDtypeStruct((), jnp.int32),
-        },
-        codes_per_example=length,
-        # For each matrix product the backward pass has two.
-        flops_per_example=3 * flops.count(plain.apply, variables, codes, labels),
+        functools.partial(_preview, config, model, *tokenizer) if tokenizer else None,
+        example,
+        codes_per_example=c.code_length,
+        flops_per_example=3 * forward,  # for each product the backward pass has two
+        load=functools.partial(with_params, params=init_params) if init_params else None,
     )
+
+
+def _condition(batch: dict) -> tuple:
+    """What follows the codes in a call of `Llama`."""
+    return (batch["label"],) if "label" in batch else (batch["features"], batch["mask"])
+
+
+def _preview(
+    config: GeneratorTraining, model: Llama, vqgan: VQGAN, vqgan_params: dict, params, batch: dict
+) -> np.ndarray:
+    """Samples of the first classes, or of the first captions of the batch; a row for each."""
+    if model.config.condition == "class":
+        labels = np.arange(min(model.config.num_classes, _PREVIEW_ROWS), dtype=np.int32)
+        condition, mask = labels, None
+    else:
+        condition, mask = (sharding.fetch(rows)[:_PREVIEW_ROWS] for rows in _condition(batch))
+    codes = sampling.generate(
+        model,
+        params,
+        np.repeat(condition, _PREVIEW_COLUMNS, axis=0),
+        seed=config.seed,
+        condition_mask=None if mask is None else np.repeat(mask, _PREVIEW_COLUMNS, axis=0),
+        guidance_scale=config.sample.guidance_scale,
+        top_k=config.sample.top_k,
+    )
+    side = model.config.grid_size
+    decode = jax.jit(functools.partial(vqgan.apply, method="decode"))
+    images = sharding.fetch(decode({"params": vqgan_params}, codes.reshape(-1, side, side)))
+    return images.reshape(-1, _PREVIEW_COLUMNS, *images.shape[1:])
 
 
 def accumulate(
@@ -182,7 +216,7 @@ def check_data(config: GeneratorTraining, source: Source, tokenizer) -> None:
             f"{name} holds codes below {made_by.codebook_size} but config.model.vocab_size="
             f"{model.vocab_size}; raise it"
         )
-    if len(source.class_names) > model.num_classes:
+    if model.condition == "class" and len(source.class_names) > model.num_classes:
         raise InputError(
             f"{name} has {len(source.class_names)} classes but config.model.num_classes="
             f"{model.num_classes}; raise it"

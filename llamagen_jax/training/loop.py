@@ -60,12 +60,11 @@ def train(
     """
     mesh = make_mesh(config)
     source = open_source(config.data.source, config.data.train)
-    weights = None
     if isinstance(config, TokenizerTraining):
-        weights = tokenizer.load_weights(config)
+        task = tokenizer.make_task(config, tokenizer.load_weights(config))
     else:
         generator.check_data(config, source, vqgan)
-    task = make_task(config, vqgan, weights)
+        task = generator.make_task(config, vqgan, generator.load_init(config))
     _open_workdir(workdir, config, source.class_names)
     peak = flops.peak(config.model.dtype)
 
@@ -172,20 +171,10 @@ def _check_finite(metrics: Any, step: int, checkpoints: Checkpointer) -> float:
     return values["loss"]
 
 
-def make_task(
-    config: TokenizerTraining | GeneratorTraining,
-    vqgan: tuple[VQGAN, Any] | None = None,
-    weights: tokenizer.Weights | None = None,
-) -> Task:
-    """The task that the configuration is of.
-
-    Args:
-      vqgan: for a generator, as in `train`.
-      weights: for a tokenizer, as in `tokenizer.make_task`.
-    """
-    if isinstance(config, TokenizerTraining):
-        return tokenizer.make_task(config, weights)
-    return generator.make_task(config, vqgan)
+def make_task(config: TokenizerTraining | GeneratorTraining) -> Task:
+    """The task that the configuration is of, without weights from files and without samples."""
+    module = tokenizer if isinstance(config, TokenizerTraining) else generator
+    return module.make_task(config)
 
 
 def make_mesh(config: TokenizerTraining | GeneratorTraining) -> Mesh:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llamagen_jax import sharding
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -69,6 +71,13 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, config) -> 
     """The state before the first step."""
     ema = jax.tree.map(jnp.array, params) if config.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+
+def with_params(state: TrainState, params: Any) -> TrainState:
+    """A state fresh from its initialisation with `params`, on the host, in place of the drawn."""
+    params = sharding.put_like(params, state.params)
+    ema = None if state.ema is None else jax.tree.map(jnp.array, params)
+    return state.replace(params=params, ema=ema)
 
 
 def apply_gradients(

@@ -19,7 +19,13 @@ from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training import codebook
 from llamagen_jax.training.adversarial import Adversary, DiscriminatorState
 from llamagen_jax.training.config import TokenizerTraining
-from llamagen_jax.training.optimizer import TrainState, adamw, apply_gradients, init_state
+from llamagen_jax.training.optimizer import (
+    TrainState,
+    adamw,
+    apply_gradients,
+    init_state,
+    with_params,
+)
 from llamagen_jax.training.task import Task
 
 _PREVIEW_IMAGES = 16
@@ -117,9 +123,7 @@ def make_task(config: TokenizerTraining, weights: Weights | None = None) -> Task
 def _load(weights: Weights, state: TokenizerState) -> TokenizerState:
     """The state with the parameters from files in place of the drawn ones."""
     if weights.vqgan is not None:
-        state = state.replace(params=sharding.put_like(weights.vqgan, state.params))
-        if state.ema is not None:
-            state = state.replace(ema=sharding.put_like(weights.vqgan, state.ema))
+        state = with_params(state, weights.vqgan)
     if weights.lpips is not None:
         state = state.replace(lpips=sharding.put_like(weights.lpips, state.lpips))
     return state

@@ -1,0 +1,96 @@
+"""Text-conditional generators on packed codes and T5 features, in the paper's two stages.
+
+Variants: "stage1", GPT-XL at 256 px on filtered LAION-COCO, and "stage2", the same at 512 px from
+the weights of stage 1, on images with long and short captions (paper section 3.3). Folders are made
+by `llamagen_jax.data.prepare codes` and `prepare text`. The paper does not tell how long it trains:
+the steps are one epoch of its 50 million and of its 10 million images.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from llamagen_jax import sharding, zoo
+from llamagen_jax.errors import nearest
+
+_BATCH_SIZE = 256
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    variants = {"stage1": _stage1, "stage2": _stage2}
+    if variant not in variants:
+        raise ValueError(f"t2i.py has no variant '{variant}'; {nearest(variant, variants)}")
+    return ConfigDict(variants[variant]())
+
+
+def _stage1() -> dict:
+    return _stage(
+        256,
+        steps=50_000_000 // _BATCH_SIZE,
+        init_from="",
+        folder="data/laion_256",
+        caption_weights=(("caption", 1.0),),
+    )
+
+
+def _stage2() -> dict:
+    return _stage(
+        512,
+        steps=10_000_000 // _BATCH_SIZE,
+        init_from="runs/t2i_stage1",
+        folder="data/aesthetic_512",
+        caption_weights=(("long", 0.7), ("short", 0.3)),
+    )
+
+
+def _stage(
+    resolution: int, *, steps: int, init_from: str, folder: str, caption_weights: tuple
+) -> dict:
+    model = dataclasses.replace(
+        zoo.MODELS["GPT-XL"],
+        grid_size=resolution // 16,
+        condition="text",
+        condition_length=120,
+        dtype="bfloat16",
+    )
+    return {
+        "task": "generator",
+        "seed": 0,
+        "batch_size": _BATCH_SIZE,
+        "steps": steps,
+        "accumulation_steps": 1,
+        "init_from": init_from,
+        "tokenizer": "vq_ds16_t2i",
+        "sample": {"guidance_scale": 7.5, "top_k": 1000},
+        "data": {
+            "source": "array_record",
+            "train": f"{folder}_train",
+            "eval": f"{folder}_val",
+            "image_size": resolution,
+            "random_crop": False,
+            "random_flip": False,
+            "fast_decode": False,
+            "workers": 4,
+            "caption_weights": caption_weights,
+            "skip_small": False,
+        },
+        "model": dataclasses.asdict(model),
+        "optimizer": {
+            "learning_rate": 1e-4,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "b1": 0.9,
+            "b2": 0.95,
+            "weight_decay": 0.05,
+            "clip_norm": 1.0,
+            "ema_decay": 0.0,
+        },
+        "attention": "auto",
+        "remat": "none" if resolution == 256 else "dots",
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "sharding_rules": sharding.LLAMA_RULES,
+        "log_every": 100,
+        "eval_every": 5_000,
+        "sample_every": 5_000,
+        "checkpoint_every": 5_000,
+    }
