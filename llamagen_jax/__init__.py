@@ -28,3 +28,7 @@ def __getattr__(name):
     if name == "TextEncoder":
         return importlib.import_module("llamagen_jax.text_encoder").TextEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__
