@@ -18,14 +18,13 @@ from llamagen_jax.models.attention import (
     causal_attention,
     key_validity,
 )
+from llamagen_jax.models.layers import RMSNorm, dense, normal_init, split_batch
 
 # What a layer keeps for its backward pass, so that the rest is computed again; "none" keeps all.
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-_normal_init = nn.initializers.normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Llama(nn.Module):
 
     def setup(self):
         c = self.config
-        self.codes_embedding = nn.Embed(c.vocab_size, c.dim, embedding_init=_normal_init)
+        self.codes_embedding = nn.Embed(c.vocab_size, c.dim, embedding_init=normal_init)
         self.condition_embedding = ConditionEmbedding(c)
         self.token_dropout = nn.Dropout(c.token_dropout)
         block = Block
@@ -274,7 +273,7 @@ class ConditionEmbedding(nn.Module):
         c = self.config
         if c.condition == "class":
             labels = condition if drop is None else jnp.where(drop, c.num_classes, condition)
-            table = nn.Embed(c.num_classes + 1, c.dim, embedding_init=_normal_init, name="classes")
+            table = nn.Embed(c.num_classes + 1, c.dim, embedding_init=normal_init, name="classes")
             return table(labels)[:, None].astype(c.dtype)
         # A fixed random buffer of the original, kept with the parameters but never trained.
         null = self.param(
@@ -288,8 +287,8 @@ class ConditionEmbedding(nn.Module):
         if drop is not None:
             null = jax.lax.stop_gradient(null).astype(c.dtype)
             features = jnp.where(drop[:, None, None], null, features)
-        hidden = nn.gelu(_dense(c.dim, c, "fc1")(features), approximate=True)
-        return _dense(c.dim, c, "fc2")(hidden)
+        hidden = nn.gelu(dense(c.dim, c.dtype, "fc1")(features), approximate=True)
+        return dense(c.dim, c.dtype, "fc2")(hidden)
 
 
 class Block(nn.Module):
@@ -313,8 +312,8 @@ class Block(nn.Module):
         )
         x = x + residual(attended, c.residual_dropout)
         y = RMSNorm(c.norm_eps, name="ffn_norm")(x)
-        hidden = nn.silu(_dense(c.ffn_dim, c, "gate")(y)) * _dense(c.ffn_dim, c, "up")(y)
-        x = x + residual(_dense(c.dim, c, "down")(hidden), c.ffn_dropout)
+        hidden = nn.silu(dense(c.ffn_dim, c.dtype, "gate")(y)) * dense(c.ffn_dim, c.dtype, "up")(y)
+        x = x + residual(dense(c.dim, c.dtype, "down")(hidden), c.ffn_dropout)
         return x, cache
 
     def _drop_path(self, branch, rate, train):
@@ -335,9 +334,9 @@ class Attention(nn.Module):
         c = self.config
         start, cos_sin, valid, mask = where
         B, Q, D = x.shape
-        q = _dense(c.n_heads * c.head_dim, c, "q")(x).reshape(B, Q, c.n_heads, c.head_dim)
-        k = _dense(c.kv_heads * c.head_dim, c, "k")(x).reshape(B, Q, c.kv_heads, c.head_dim)
-        v = _dense(c.kv_heads * c.head_dim, c, "v")(x).reshape(B, Q, c.kv_heads, c.head_dim)
+        q = dense(c.n_heads * c.head_dim, c.dtype, "q")(x).reshape(B, Q, c.n_heads, c.head_dim)
+        k = dense(c.kv_heads * c.head_dim, c.dtype, "k")(x).reshape(B, Q, c.kv_heads, c.head_dim)
+        v = dense(c.kv_heads * c.head_dim, c.dtype, "v")(x).reshape(B, Q, c.kv_heads, c.head_dim)
         q, k = rotate(q, cos_sin), rotate(k, cos_sin)
         if cache is None:
             attended = causal_attention(q, k, v, valid, self.implementation)
@@ -349,20 +348,7 @@ class Attention(nn.Module):
                 new,
             )
             attended = cached_attention(q, cache["k"], cache["v"], mask)
-        return _dense(D, c, "out")(attended.reshape(B, Q, -1)), cache
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, computed in float32, returned in x's dtype."""
-
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.epsilon)
-        return (y * scale).astype(x.dtype)
+        return dense(D, c.dtype, "out")(attended.reshape(B, Q, -1)), cache
 
 
 def rope_table(config: LlamaConfig) -> jax.Array:
@@ -390,18 +376,6 @@ def rotate(x: jax.Array, cos_sin: jax.Array) -> jax.Array:
     return jnp.stack([first, second], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
-def split_batch(x: jax.Array) -> jax.Array:
-    """Keeps the examples of x [B, ...] split over the mesh that is set, where they divide over it.
-
-    Left to itself the partitioner may rather split x like the embedding table, along D, and copy
-    all examples to every device.
-    """
-    ways = jax.sharding.get_abstract_mesh().shape
-    if "data" not in ways or x.shape[0] % (ways["data"] * ways["fsdp"]):
-        return x
-    return jax.lax.with_sharding_constraint(x, jax.P(("data", "fsdp")))
-
-
 def unstack_layers(params: dict) -> dict:
     """Parameters of `Llama(config)` to those of `Llama(config, scan_layers=False)`."""
     params = dict(params)
@@ -409,35 +383,3 @@ def unstack_layers(params: dict) -> dict:
     for i in range(jax.tree.leaves(stacked)[0].shape[0]):
         params[f"layers_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
     return params
-
-
-@jax.custom_vjp
-def _product(x, kernel):
-    """x [..., D] times kernel [D, F]."""
-    return jnp.dot(x, kernel)
-
-
-def _product_forward(x, kernel):
-    return _product(x, kernel), (x, kernel)
-
-
-def _product_backward(saved, dy):
-    x, kernel = saved
-    leading = tuple(range(x.ndim - 1))
-    # JAX's own rule asks for dy transposed; on CPU, XLA then computes the SwiGLU's gradients twice,
-    # once element by element inside that copy.
-    return jnp.dot(dy, kernel.T), jnp.tensordot(x, dy, (leading, leading))
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-def _dense(features: int, c: LlamaConfig, name: str):
-    return nn.Dense(
-        features,
-        use_bias=False,
-        dtype=jnp.dtype(c.dtype),
-        kernel_init=_normal_init,
-        dot_general=lambda x, kernel, *_, **__: _product(x, kernel),
-        name=name,
-    )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llamagen_jax.models.llama import RMSNorm
+from llamagen_jax.models.layers import RMSNorm
 
 
 @dataclasses.dataclass(frozen=True)

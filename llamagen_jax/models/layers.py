@@ -1,0 +1,68 @@
+"""Layers that the transformers share.
+
+Axes: B batch, D width, F features.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+normal_init = nn.initializers.normal(0.02)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, computed in float32, returned in x's dtype."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.epsilon)
+        return (y * scale).astype(x.dtype)
+
+
+def dense(features: int, dtype: str, name: str) -> nn.Dense:
+    """x [..., D] to [..., F] in the compute dtype, without bias."""
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=jnp.dtype(dtype),
+        kernel_init=normal_init,
+        dot_general=lambda x, kernel, *_, **__: _product(x, kernel),
+        name=name,
+    )
+
+
+def split_batch(x: jax.Array) -> jax.Array:
+    """Keeps the examples of x [B, ...] split over the mesh that is set, where they divide over it.
+
+    Left to itself the partitioner may rather split x like the embedding table, along D, and copy
+    all examples to every device.
+    """
+    ways = jax.sharding.get_abstract_mesh().shape
+    if "data" not in ways or x.shape[0] % (ways["data"] * ways["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P(("data", "fsdp")))
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    """x [..., D] times kernel [D, F]."""
+    return jnp.dot(x, kernel)
+
+
+def _product_forward(x, kernel):
+    return _product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved, dy):
+    x, kernel = saved
+    leading = tuple(range(x.ndim - 1))
+    # JAX's own rule asks for dy transposed; on CPU, XLA then computes the SwiGLU's gradients twice,
+    # once element by element inside that copy.
+    return jnp.dot(dy, kernel.T), jnp.tensordot(x, dy, (leading, leading))
+
+
+_product.defvjp(_product_forward, _product_backward)
