@@ -1,13 +1,16 @@
-"""Samples images of classes from a trained or published generator.
+"""Samples images of classes or prompts from a trained or published generator.
 
 python sample.py --generator runs/c2i --labels 207 otter --count 8 --guidance-scale 4
 python sample.py --generator c2i_L_384.pt --tokenizer vq_ds16_c2i.pt --labels 207 --top-k 2000
+python sample.py --generator t2i_XL_stage2_512.pt --tokenizer vq_ds16_t2i.pt \\
+    --text-encoder flan-t5-xl --prompts "a red fox in the snow" "a blue teapot" --count 4
 """
 
 import argparse
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +21,23 @@ from llamagen_jax import export, sharding, zoo
 from llamagen_jax.classes import find_class, imagenet_names
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.files import staged
-from llamagen_jax.images import grid, resize, save_png, to_uint8
+from llamagen_jax.images import captioned_grid, grid, resize, save_png, to_uint8
+from llamagen_jax.prompts import check_prompts, encode_prompts, read_prompts
+
+# What None means, by the generator's condition; for text the original's settings.
+_DEFAULTS = {
+    "class": {"guidance_scale": 1.0, "top_k": 0},
+    "text": {"guidance_scale": 7.5, "top_k": 1000},
+}
+_GENERATE_ARGUMENTS = (
+    "seed",
+    "guidance_scale",
+    "guidance_interval",
+    "temperature",
+    "top_k",
+    "top_p",
+    "greedy",
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,24 +58,31 @@ def run(args: argparse.Namespace) -> None:
     tokenizer_path = args.tokenizer or metadata.get("tokenizer")
     if not tokenizer_path:
         raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
-    generator = _load("--generator", args.generator, "class-conditional transformer")
+    prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts
+    if prompts is not None:
+        check_prompts(prompts, args.prompt_file or "--prompts")
+    generator = _load("--generator", args.generator, "transformer")
     tokenizer = _load("--tokenizer", tokenizer_path, "tokenizer")
     config = generator[0].config
     _check_fit(args.generator, config, tokenizer_path, tokenizer[0].config)
-    names = metadata.get("class_names", ())
-    if not names and config.num_classes == 1000:
-        names = imagenet_names()
-    classes = range(config.num_classes)
-    if args.labels:
-        classes = [find_class(text, names, config.num_classes) for text in args.labels]
-    labels = np.repeat(np.array(classes, np.int32), args.count)
+    _check_condition(args, config)
+    given = {name: getattr(args, name) for name in _GENERATE_ARGUMENTS}
+    settings = _DEFAULTS[config.condition] | {k: v for k, v in given.items() if v is not None}
+    is_text = config.condition == "text"
+    subjects = np.array(prompts) if is_text else _labels(args.labels, config, metadata)
     output = Path(args.output)
     suffix = output.suffix.lower()
     # Opened before the long work, so that a path that cannot be written is known at once.
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
-        batches = list(_sample(args, generator, tokenizer, labels))
+        if is_text:
+            conditions = encode_prompts(args.text_encoder, config, prompts)
+        else:
+            conditions = {"condition": subjects}
+        batches = list(_sample(args, settings, generator, tokenizer, conditions))
         codes, images = (np.concatenate(part) for part in zip(*batches, strict=True))
-        _write(partial, suffix, images, codes, labels, args.columns or args.count)
+        subjects = np.repeat(subjects, args.count)
+        settings["generator"] = Path(args.generator).resolve().name
+        _write(partial, suffix, images, codes, subjects, settings, args.columns or args.count)
     print(f"wrote {len(images)} images to {output}")
 
 
@@ -67,21 +93,39 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     weights = parser.add_argument_group(
-        "weights", "each a work folder, an export folder, a .pt or .safetensors file, or a name"
+        "weights",
+        "generator and tokenizer: each a work folder, an export folder, a .pt or .safetensors "
+        "file, or a published name",
     )
     weights.add_argument("--generator", required=True, help="the transformer")
     weights.add_argument("--tokenizer", help="the VQGAN (the one that a work folder's run named)")
+    weights.add_argument(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="the T5 that the generator was trained with, as Hugging Face stores it (for prompts)",
+    )
     what = parser.add_argument_group("what to sample")
-    what.add_argument("--labels", nargs="+", help="class numbers or names (every class)")
-    what.add_argument("--count", type=int, default=1, help="images per label (1)")
+    subjects = what.add_mutually_exclusive_group()
+    subjects.add_argument("--labels", nargs="+", help="class numbers or names (every class)")
+    subjects.add_argument("--prompts", nargs="+", metavar="PROMPT", help="texts, each in quotes")
+    subjects.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help=".txt with a prompt per line, or .csv or .tsv with a column Prompt",
+    )
+    what.add_argument("--count", type=int, default=1, help="images per label or prompt (1)")
     what.add_argument("--seed", type=int, default=0, help="another seed, other images (0)")
     how = parser.add_argument_group("how")
-    how.add_argument("--guidance-scale", type=float, default=1.0, help="1 for no guidance (1)")
+    how.add_argument(
+        "--guidance-scale", type=float, help="1 for no guidance (1 for classes, 7.5 for prompts)"
+    )
     how.add_argument(
         "--guidance-interval", type=int, help="guide only the first N + 2 codes (all of them)"
     )
     how.add_argument("--temperature", type=float, default=1.0, help="above 0 (1)")
-    how.add_argument("--top-k", type=int, default=0, help="0 keeps all codes (0)")
+    how.add_argument(
+        "--top-k", type=int, help="0 keeps all codes (0 for classes, 1000 for prompts)"
+    )
     how.add_argument("--top-p", type=float, default=1.0, help="1 keeps all codes (1)")
     how.add_argument("--greedy", action="store_true", help="always the most probable code")
     how.add_argument("--batch-size", type=int, default=32, help="images at a time (32)")
@@ -89,20 +133,21 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--output",
         default="samples.png",
-        help="NAME.png for one grid; NAME.npz for arr_0 (uint8 [N, H, W, 3]), labels and codes; "
-        "any other name for a new folder of single PNGs (samples.png)",
+        help="NAME.png for one grid, with prompts under their images; NAME.npz for arr_0 (uint8 "
+        "[N, H, W, 3]), labels or prompts, and codes; any other name for a new folder of single "
+        "PNGs. PNGs hold the settings as text chunks (samples.png)",
     )
     output.add_argument(
         "--resize", type=int, metavar="N", help="to N px, as for the published FIDs (not at all)"
     )
-    output.add_argument("--columns", type=int, help="of the grid (one row per label)")
+    output.add_argument("--columns", type=int, help="of the grid (one row per label or prompt)")
     return parser
 
 
 def _load(option: str, name_or_path: str, expected: str):
     model, params = lg.load(name_or_path)
     found = zoo.describe(model.config)
-    if found != expected:
+    if not found.endswith(expected):
         raise InputError(f"{option} {name_or_path} is a {found}; expected a {expected}")
     return model, params
 
@@ -124,31 +169,63 @@ def _check_fit(
         )
 
 
+def _check_condition(args: argparse.Namespace, config: lg.LlamaConfig) -> None:
+    """Refuses options for another condition than the generator's, and missing ones."""
+    other = {"class": ("prompts", "prompt_file", "text_encoder"), "text": ("labels",)}
+    for name in other[config.condition]:
+        if getattr(args, name) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} does not fit the generator {args.generator}, "
+                f"which is a {zoo.describe(config)}"
+            )
+    if config.condition == "text":
+        if args.prompts is None and args.prompt_file is None:
+            raise InputError(
+                f"give --prompts or --prompt-file: the generator {args.generator} is a "
+                f"{zoo.describe(config)}"
+            )
+        if args.text_encoder is None:
+            raise InputError("give --text-encoder, the T5 that the generator was trained with")
+
+
+def _labels(wanted: Sequence[str] | None, config: lg.LlamaConfig, metadata: Mapping) -> np.ndarray:
+    if not wanted:
+        return np.arange(config.num_classes, dtype=np.int32)
+    names = metadata.get("class_names", ())
+    if not names and config.num_classes == 1000:
+        names = imagenet_names()
+    return np.array([find_class(text, names, config.num_classes) for text in wanted], np.int32)
+
+
 def _sample(
-    args: argparse.Namespace, generator, tokenizer, labels: np.ndarray
+    args: argparse.Namespace,
+    settings: Mapping[str, Any],
+    generator,
+    tokenizer,
+    conditions: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields codes int32 [n, L] and images uint8 [n, H, W, 3], a batch at a time."""
+    """Yields codes int32 [n, L] and images uint8 [n, H, W, 3], a batch at a time.
+
+    Args:
+      conditions: what `generate` takes under these names, one row per label or prompt.
+    """
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     replicated = jax.NamedSharding(mesh, jax.P())
     (llama, llama_params), (vqgan, vqgan_params) = generator, tokenizer
     llama_params, vqgan_params = jax.device_put((llama_params, vqgan_params), replicated)
     devices = jax.device_count()
-    batch_size = -(-min(args.batch_size, len(labels)) // devices) * devices
-    with tqdm(total=len(labels), desc="sampling", unit="image") as bar:
-        for start in range(0, len(labels), batch_size):
+    total = len(conditions["condition"]) * args.count
+    batch_size = -(-min(args.batch_size, total) // devices) * devices
+    with tqdm(total=total, desc="sampling", unit="image") as bar:
+        for start in range(0, total, batch_size):
             # The last batch wraps around, so that every batch runs the same compiled program.
-            ids = np.arange(start, start + batch_size) % len(labels)
-            batch = sharding.put_batch({"ids": ids, "labels": labels[ids]}, mesh)
-            codes = lg.generate(
-                llama,
-                llama_params,
-                batch["labels"],
-                sample_ids=batch["ids"],
-                **{name: getattr(args, name) for name in _GENERATE_ARGUMENTS},
-            )
+            ids = np.arange(start, start + batch_size) % total
+            rows = {name: array[ids // args.count] for name, array in conditions.items()}
+            batch = sharding.put_batch({"sample_ids": ids, **rows}, mesh)
+            codes = lg.generate(llama, llama_params, **batch, **settings)
             grids = codes.reshape(batch_size, llama.config.grid_size, llama.config.grid_size)
             images = to_uint8(_decode(vqgan, args.resize, vqgan_params, grids))
-            count = min(batch_size, len(labels) - start)
+            count = min(batch_size, total - start)
             yield np.asarray(codes)[:count], images[:count]
             bar.update(count)
 
@@ -159,29 +236,35 @@ def _decode(vqgan, size: int | None, params, codes):
     return resize(images, size) if size else images
 
 
-def _write(path: Path, suffix: str, images, codes, labels, columns: int) -> None:
+def _write(
+    path: Path,
+    suffix: str,
+    images: np.ndarray,
+    codes: np.ndarray,
+    subjects: np.ndarray,
+    settings: Mapping[str, Any],
+    columns: int,
+) -> None:
+    """Writes what `suffix` asks for; `subjects` are the labels or the prompts of the images."""
+    kind = "prompt" if subjects.dtype.kind == "U" else "label"
     if suffix == ".npz":
         with path.open("wb") as file:
-            np.savez(file, arr_0=images, labels=labels, codes=codes)
+            np.savez(file, arr_0=images, codes=codes, **{f"{kind}s": subjects})
     elif suffix == ".png":
         columns = min(columns, len(images))
-        blank = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
-        cells = np.concatenate([images, blank])
-        save_png(path, grid(cells.reshape(-1, columns, *images.shape[1:])))
+        if kind == "prompt":
+            picture = captioned_grid(images, subjects.tolist(), columns)
+        else:
+            blank = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
+            cells = np.concatenate([images, blank])
+            picture = grid(cells.reshape(-1, columns, *images.shape[1:]))
+        listed = "\n".join(str(subject) for subject in dict.fromkeys(subjects.tolist()))
+        save_png(path, picture, {f"{kind}s": listed, **settings})
     else:
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            save_png(path / f"{i:06d}_class_{label}.png", image)
+        for i, (image, subject) in enumerate(zip(images, subjects.tolist(), strict=True)):
+            name = f"{i:06d}.png" if kind == "prompt" else f"{i:06d}_class_{subject}.png"
+            save_png(path / name, image, {kind: subject, "number": i, **settings})
 
-
-_GENERATE_ARGUMENTS = (
-    "seed",
-    "guidance_scale",
-    "guidance_interval",
-    "temperature",
-    "top_k",
-    "top_p",
-    "greedy",
-)
 
 if __name__ == "__main__":
     main()

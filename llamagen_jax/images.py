@@ -1,13 +1,19 @@
 """Pixel formats and picture grids."""
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from llamagen_jax.files import staged
+
+_MIN_CAPTION_WIDTH = 128
+_CAPTION_GAP = 3
 
 
 def to_uint8(images) -> np.ndarray:
@@ -62,7 +68,66 @@ def grid(images: np.ndarray) -> np.ndarray:
     return np.pad(picture, ((0, gap), (0, gap), (0, 0)), constant_values=255)
 
 
-def save_png(path: Path, image: np.ndarray) -> None:
-    """Writes one uint8 [H, W, 3] image."""
+def captioned_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> np.ndarray:
+    """Lays uint8 [N, H, W, 3] out in rows like `grid`, each over its wrapped caption.
+
+    Cells narrower than `_MIN_CAPTION_WIDTH` px get a white margin on the right, so that words fit.
+    """
+    rows = []
+    for start in range(0, len(images), columns):
+        cells = [
+            _captioned(image, caption)
+            for image, caption in zip(
+                images[start : start + columns], captions[start : start + columns], strict=True
+            )
+        ]
+        height = max(len(cell) for cell in cells)
+        row = np.full((1, columns, height, *cells[0].shape[1:]), 255, np.uint8)
+        for column, cell in enumerate(cells):
+            row[0, column, : len(cell)] = cell
+        rows.append(grid(row))
+    return np.concatenate(rows)
+
+
+def _captioned(image: np.ndarray, caption: str) -> np.ndarray:
+    """uint8 [H + the caption's height, W or more, 3]."""
+    H, W, _ = image.shape
+    width = max(W, _MIN_CAPTION_WIDTH)
+    font = ImageFont.load_default(size=max(11, width // 24))
+    text = "\n".join(_wrap(caption, width, font.getlength))
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    bottom = math.ceil(measure.multiline_textbbox((0, 0), text, font)[3])
+    cell = Image.new("RGB", (width, H + _CAPTION_GAP + bottom + _CAPTION_GAP), "white")
+    cell.paste(Image.fromarray(image))
+    ImageDraw.Draw(cell).multiline_text((0, H + _CAPTION_GAP), text, "black", font)
+    return np.asarray(cell)
+
+
+def _wrap(text: str, width: int, length: Callable[[str], float]) -> list[str]:
+    """Lines of at most `width` px, broken at spaces, and inside words that are longer alone."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".lstrip()
+        if length(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and length(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def save_png(path: Path, image: np.ndarray, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes one uint8 [H, W, 3] image.
+
+    Args:
+      metadata: becomes text chunks, which `PIL.Image.open(path).text` gives back as strings.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        chunks.add_text(key, str(value))
     with staged(path, overwrite=True) as partial:
-        Image.fromarray(image).save(partial, format="png")
+        Image.fromarray(image).save(partial, format="png", pnginfo=chunks)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.images import from_uint8, grid, resize, save_png, to_uint8
+from llamagen_jax.images import captioned_grid, from_uint8, grid, resize, save_png, to_uint8
 
 
 def test_resize_is_that_of_the_original():
@@ -47,10 +47,30 @@ def test_grid():
     assert np.all(picture[:2] == 255)
 
 
+def test_captions_are_under_the_images_and_do_not_touch_them():
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 140, 3), np.uint8)
+    captions = ["a cat", "a small red circle left of a large blue square " * 3, "x" * 100]
+    picture = captioned_grid(images, captions, columns=2)
+    bare = captioned_grid(images, ["", "", ""], columns=2)
+    assert picture.shape[1:] == bare.shape[1:] == (2 + 2 * 142, 3)
+    np.testing.assert_array_equal(picture[2:34, 2:142], images[0])
+    np.testing.assert_array_equal(picture[2:34, 144:284], images[1])
+    second = next(
+        y for y in range(36, len(picture)) if np.all(picture[y : y + 32, 2:142] == images[2])
+    )
+    ink = np.any(picture != 255, axis=-1)
+    short, long, word = ink[34:second, :143], ink[34:second, 143:], ink[second + 32 :, :143]
+    heights = [np.flatnonzero(part.any(axis=1)).max() for part in (short, long, word)]
+    assert heights[1] > 3 * heights[0] and heights[2] > 3 * heights[0]
+    assert not ink[:, [0, 1, 142, 143, -2, -1]].any()
+    assert not ink[second:, 143:].any()
+
+
 def test_save_png(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
-    save_png(tmp_path / "new" / "a.png", image)
+    save_png(tmp_path / "new" / "a.png", image, {"seed": 3, "prompt": "ünïcödé 图"})
     np.testing.assert_array_equal(Image.open(tmp_path / "new" / "a.png"), image)
+    assert Image.open(tmp_path / "new" / "a.png").text == {"seed": "3", "prompt": "ünïcödé 图"}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):

@@ -1,6 +1,7 @@
 """The command that samples images, in process, with tiny models."""
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from llamagen_jax import export, zoo
 
 # Configurations that the tensors tell in full.
 CLASS = dataclasses.replace(tiny.LLAMA_CONFIG, num_classes=1000, multiple_of=96)
-TEXT = dataclasses.replace(tiny.TEXT_CONFIG, num_classes=1000, multiple_of=96)
+TEXT = dataclasses.replace(tiny.TEXT_CONFIG, condition_length=16)
 TOKENIZER = tiny.VQGAN_CONFIG
 
 
@@ -48,9 +49,7 @@ def write_original(path, config, **extra):
     """A file of the original's layout, by PyTorch or as safetensors."""
     tensors = golden_weights.state_dict(config) | extra
     if path.suffix == ".safetensors":
-        export.write_tensors(
-            path, {n: export.Tensor(t.shape, t.dtype, [t]) for n, t in tensors.items()}
-        )
+        tiny.write_tensors(path, tensors)
     else:
         torch = pytest.importorskip("torch")
         torch.save({"model": {n: torch.from_numpy(t) for n, t in tensors.items()}}, path)
@@ -71,6 +70,22 @@ def models(tmp_path_factory):
     ]
 
 
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory):
+    pytest.importorskip("sentencepiece")
+    pytest.importorskip("ftfy")
+    return tiny.write_spiece(tmp_path_factory.mktemp("spiece"))
+
+
+@pytest.fixture(scope="module")
+def text_models(models, spiece, tmp_path_factory):
+    """Options that name a text-conditional generator, its tokenizer and its text encoder."""
+    folder = tmp_path_factory.mktemp("text")
+    export.write(folder / "t2i", *tiny.llama(TEXT))
+    encoder = tiny.write_t5(folder / "tiny-t5", spiece)
+    return [*models, "--generator", folder / "t2i", "--text-encoder", encoder]
+
+
 @pytest.fixture
 def published(monkeypatch):
     """Gives published names to tiny models, so that their files are small."""
@@ -78,7 +93,6 @@ def published(monkeypatch):
     for name, config in {
         "c2i_L_384": CLASS,
         "c2i_L_32": CLASS,
-        "t2i_XL_stage1_256": TEXT,
         "vq_ds16_c2i": TOKENIZER,
     }.items():
         monkeypatch.setitem(zoo.PUBLISHED, name, config)
@@ -170,15 +184,11 @@ def test_class_names(published, models, tmp_path):
 def test_models_of_the_wrong_kind(published, models, tmp_path):
     generator = write_original(tmp_path / "c2i_L_32.safetensors", CLASS)
     tokenizer = write_original(tmp_path / "vq_ds16_c2i.safetensors", TOKENIZER)
-    text = write_original(tmp_path / "t2i_XL_stage1_256.safetensors", TEXT)
     assert fails(*models, "--generator", tokenizer).endswith(
-        "vq_ds16_c2i.safetensors is a tokenizer; expected a class-conditional transformer"
+        "vq_ds16_c2i.safetensors is a tokenizer; expected a transformer"
     )
     assert fails(*models, "--tokenizer", generator).endswith(
         "c2i_L_32.safetensors is a class-conditional transformer; expected a tokenizer"
-    )
-    assert fails(*models, "--generator", text).endswith(
-        "is a text-conditional transformer; expected a class-conditional transformer"
     )
     assert "give --tokenizer" in fails("--generator", generator)
 
@@ -210,6 +220,90 @@ def test_files_that_are_no_checkpoints(published, models, tmp_path):
     assert not (tmp_path / "code-was-run").exists()
     line = fails(*models, "--generator", "c2i_L_348.pt")
     assert "neither a file, a folder nor a published name" in line
+
+
+def test_images_of_prompts_depend_on_their_number_and_prompt_alone(text_models, tmp_path):
+    prompts = ["a red circle", "a blue square left of a cat", "ünïcödé photo", "a dog", "a red cat"]
+    (tmp_path / "prompts.csv").write_text("PROMPT\n" + "\n".join(prompts))
+    options = [*text_models, "--count", "2", "--output"]
+    run(*options, tmp_path / "a.npz", "--prompts", *prompts)
+    run(*options, tmp_path / "b.npz", "--prompt-file", "prompts.csv", "--batch-size", "8")
+    run(*options, tmp_path / "c.npz", "--prompts", prompts[0], "a dog", *prompts[2:])
+    a, b, c = (read(tmp_path / f"{name}.npz") for name in "abc")
+    assert a.keys() == {"arr_0", "prompts", "codes"}
+    assert a["prompts"].tolist() == np.repeat(prompts, 2).tolist()
+    assert (a["arr_0"].shape, a["arr_0"].dtype) == ((10, 32, 32, 3), np.uint8)
+    assert len(np.unique(a["codes"], axis=0)) == 10
+    np.testing.assert_array_equal(a["codes"], b["codes"])
+    changed = np.any(a["codes"] != c["codes"], axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(changed), [2, 3])
+
+
+def test_prompts_are_guided_by_default(text_models, tmp_path):
+    for name, options in (
+        ("default", []),
+        ("same", ["--guidance-scale", "7.5", "--top-k", "1000"]),
+        ("unguided", ["--guidance-scale", "1"]),
+    ):
+        run(*text_models, "--prompts", "a red circle", *options, "--output", f"{name}.npz")
+    codes = {path.stem: read(path)["codes"] for path in tmp_path.iterdir()}
+    np.testing.assert_array_equal(codes["default"], codes["same"])
+    assert not np.array_equal(codes["default"], codes["unguided"])
+
+
+def test_pngs_hold_the_settings(models, text_models, tmp_path):
+    prompts = ["a red circle", "图 photo"]
+    options = [*text_models, "--prompts", *prompts, "--seed", "3", "--top-p", "0.9"]
+    run(*options, "--output", tmp_path / "folder")
+    run(*options, "--output", tmp_path / "a.png")
+    run(*options, "--output", tmp_path / "a.npz")
+    expected = {"seed": "3", "guidance_scale": "7.5", "top_k": "1000", "top_p": "0.9"}
+    expected |= {"temperature": "1.0", "greedy": "False", "generator": "t2i"}
+    paths = sorted((tmp_path / "folder").iterdir())
+    assert [path.name for path in paths] == ["000000.png", "000001.png"]
+    for i, (path, image) in enumerate(zip(paths, read(tmp_path / "a.npz")["arr_0"], strict=True)):
+        with Image.open(path) as picture:
+            np.testing.assert_array_equal(picture, image)
+            assert picture.text == {"prompt": prompts[i], "number": str(i), **expected}
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.text == {"prompts": "\n".join(prompts), **expected}
+    run(*models, "--labels", "3", "--output", tmp_path / "classes")
+    with Image.open(tmp_path / "classes" / "000000_class_3.png") as picture:
+        assert picture.text["label"] == "3"
+        assert (picture.text["guidance_scale"], picture.text["top_k"]) == ("1.0", "0")
+
+
+def test_longer_prompts_are_cut_with_a_warning(text_models, tmp_path, caplog):
+    prompts = ["a cat", "a red circle left of a blue square " * 3]
+    with caplog.at_level(logging.WARNING, "absl"):
+        run(*text_models, "--prompts", *prompts, "--output", tmp_path / "a.npz")
+    assert "cut to 16 tokens: 'a red circle left of a blue square" in caplog.text
+    assert read(tmp_path / "a.npz")["prompts"].tolist() == prompts
+
+
+def test_options_of_the_other_condition(models, text_models):
+    for options in (["--prompts", "a cat"], ["--text-encoder", "tiny-t5"]):
+        line = fails(*models, *options)
+        assert line.startswith(f"error: {options[0]} does not fit the generator")
+        assert line.endswith("which is a class-conditional transformer")
+    line = fails(*text_models, "--labels", "3")
+    assert "--labels does not fit" in line and "text-conditional" in line
+    assert "give --prompts or --prompt-file" in fails(*text_models)
+    prompts = ["--prompts", "a cat"]
+    assert "give --text-encoder" in fails(*text_models[:-2], *prompts)
+
+
+def test_prompts_and_encoders_that_cannot_be_used(text_models, spiece, tmp_path):
+    prompts = ["--prompts", "a cat"]
+    assert "prompt 2 of --prompts is empty" in fails(*text_models, *prompts, " ")
+    (tmp_path / "a.tsv").write_text("Text\tNote\n")
+    line = fails(*text_models, "--prompt-file", "a.tsv")
+    assert "a.tsv has no column 'Prompt'; its columns are: 'Text', 'Note'" in line
+    assert "nowhere is no folder" in fails(*text_models, *prompts, "--text-encoder", "nowhere")
+    wide = write_export(tmp_path / "wide", dataclasses.replace(TEXT, caption_dim=24))
+    line = fails(*text_models, *prompts, "--generator", wide)
+    assert "has features of width 16 but the generator reads 24" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tsv", "wide"}
 
 
 def test_impossible_settings_and_outputs_are_named(models, tmp_path):

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax.traverse_util import flatten_dict
 
 import llamagen_jax as lg
-from llamagen_jax import export, huggingface, sharding
+from llamagen_jax import huggingface, sharding
 from llamagen_jax.data.captions import clean
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.t5 import T5Config
@@ -20,78 +21,18 @@ sentencepiece = pytest.importorskip("sentencepiece")
 pytest.importorskip("ftfy")
 
 LENGTH = 12
-CONFIG = T5Config(vocab_size=512, dim=16, head_dim=4, ffn_dim=24, n_layers=2, n_heads=2)
+CONFIG = tiny.T5_CONFIG
 CAPTIONS = ["A red circle", "a small blue square left of a large green triangle", "", "ünïcödé 图"]
-
-WORDS = (
-    "a an the red blue large small circle square left right above below of two three photo "
-    "painting Astronaut riding horse in forest it's state-of-the-art 12 3.5 100% $20 (left) "
-    '"quoted" cat, dog. end! why? naïve café ünïcödé Москва 图片 😀 ﬁne Ⅳ ½ x² ™ _ ~ ▁ '
-    "<extra_id_0> <extra_id_99> </s> <pad> <unk> < extra_id_1> \u200b \u00a0 \u3000"
-)
-
-
-def varied_captions(count: int) -> list[str]:
-    """Words, numbers, punctuation, odd spaces, special tokens and foreign letters."""
-    rng = np.random.default_rng(0)
-    words = WORDS.split(" ")
-    spaces = [" "] * 8 + ["  ", "", "\t", "\n", " \u00a0"]
-    return [
-        "".join(rng.choice(words) + rng.choice(spaces) for _ in range(rng.integers(0, 80)))
-        for _ in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory):
-    """A sentencepiece model with T5's special tokens."""
-    folder = tmp_path_factory.mktemp("spiece")
-    corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join(" ".join(text.split()) for text in varied_captions(400)))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=300,
-        character_coverage=0.98,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return folder / "spiece.model"
-
-
-def config_fields(config) -> dict:
-    """The entries of config.json."""
-    fields = {theirs: getattr(config, ours) for ours, theirs in huggingface._CONFIG_FIELDS.items()}
-    return fields | {"model_type": "t5"}
-
-
-def save(path, tensors):
-    entries = {name: export.Tensor(t.shape, t.dtype, [t]) for name, t in tensors.items()}
-    export.write_tensors(path, entries)
-
-
-def random_tensors() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(1)
-    shapes = huggingface.t5_tensor_shapes(CONFIG)
-    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def write_folder(folder, spiece):
-    """A Hugging Face folder with a random encoder."""
-    folder.mkdir()
-    (folder / "spiece.model").write_bytes(spiece.read_bytes())
-    (folder / "config.json").write_text(json.dumps(config_fields(CONFIG)))
-    save(folder / "model.safetensors", random_tensors())
-    return folder
+    return tiny.write_spiece(tmp_path_factory.mktemp("spiece"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, spiece):
-    return write_folder(tmp_path_factory.mktemp("encoder") / "tiny-t5", spiece)
+    return tiny.write_t5(tmp_path_factory.mktemp("encoder") / "tiny-t5", spiece)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +45,7 @@ def test_tokens_are_those_of_transformers(spiece, tmp_path):
     (tmp_path / "spiece.model").write_bytes(spiece.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), T5Tokenizer(spiece)
-    captions = varied_captions(1000)
+    captions = tiny.varied_captions(1000)
     tokens, mask = ours(captions, 120)
     expected = theirs(
         captions, max_length=120, padding="max_length", truncation=True, return_tensors="np"
@@ -187,8 +128,10 @@ def test_features_are_those_of_the_original_procedure(encoder, folder):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
-    model = transformers.T5EncoderModel(transformers.T5Config(**config_fields(CONFIG))).eval()
-    state = {name: torch.from_numpy(t) for name, t in random_tensors().items()}
+    model = transformers.T5EncoderModel(
+        transformers.T5Config(**tiny.t5_config_fields(CONFIG))
+    ).eval()
+    state = {name: torch.from_numpy(t) for name, t in tiny.t5_tensors().items()}
     model.load_state_dict(state | {"encoder.embed_tokens.weight": state["shared.weight"]})
     batch = tokenizer(
         [clean(c) for c in CAPTIONS],
@@ -210,7 +153,7 @@ def test_features_are_those_of_the_original_procedure(encoder, folder):
 @pytest.mark.parametrize("layout", ["safetensors shards", "bin whole", "bin shards"])
 def test_every_layout_of_weights_loads(layout, folder, tmp_path):
     suffix, split = layout.split()
-    tensors = random_tensors()
+    tensors = tiny.t5_tensors()
     expected = dict(huggingface.t5_params(tensors, CONFIG))
     if split == "shards":  # whole T5s name the embedding twice, encoders once
         tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
@@ -221,7 +164,7 @@ def test_every_layout_of_weights_loads(layout, folder, tmp_path):
 
     def write(name, part):
         if suffix == "safetensors":
-            return save(tmp_path / name, part)
+            return tiny.write_tensors(tmp_path / name, part)
         torch = pytest.importorskip("torch")
         state = {name: torch.from_numpy(t) for name, t in part.items()}
         return torch.save(state, tmp_path / name)
@@ -254,7 +197,7 @@ def test_names_and_shapes_of_published_encoders(config):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
-        model = transformers.T5EncoderModel(transformers.T5Config(**config_fields(config)))
+        model = transformers.T5EncoderModel(transformers.T5Config(**tiny.t5_config_fields(config)))
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     assert expected.pop("encoder.embed_tokens.weight") == expected["shared.weight"]
     assert huggingface.t5_tensor_shapes(config) == expected
@@ -263,7 +206,7 @@ def test_names_and_shapes_of_published_encoders(config):
 
 
 def test_parameters_come_one_at_a_time_in_the_wanted_dtype():
-    leaves = huggingface.t5_params(random_tensors(), CONFIG, "bfloat16")
+    leaves = huggingface.t5_params(tiny.t5_tensors(), CONFIG, "bfloat16")
     path, first = next(leaves)
     assert path.count("/") and first.dtype == jnp.bfloat16
     reference = weakref.ref(first)
@@ -274,7 +217,7 @@ def test_parameters_come_one_at_a_time_in_the_wanted_dtype():
 
 
 def test_tensors_that_do_not_fit_are_all_named():
-    tensors = random_tensors()
+    tensors = tiny.t5_tensors()
     del tensors["encoder.block.1.layer.0.SelfAttention.q.weight"]
     tensors["encoder.final_layer_norm.weight"] = np.ones(3, np.float32)
     tensors["encoder.block.2.layer.0.layer_norm.weight"] = np.ones(16, np.float32)
@@ -294,7 +237,7 @@ def _without(name):
 
 def _config(**changes):
     def change(folder):
-        fields = config_fields(CONFIG) | changes
+        fields = tiny.t5_config_fields(CONFIG) | changes
         kept = {key: value for key, value in fields.items() if value is not None}
         (folder / "config.json").write_text(json.dumps(kept))
 
@@ -333,7 +276,7 @@ def _garbage(name):
     ],
 )
 def test_damaged_folders_are_refused(damage, message, spiece, tmp_path):
-    folder = write_folder(tmp_path / "t5", spiece)
+    folder = tiny.write_t5(tmp_path / "t5", spiece)
     damage(folder)
     with pytest.raises(InputError, match=message):
         lg.TextEncoder.load(folder)

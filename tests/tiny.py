@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from configs import digits
-from llamagen_jax import export, sharding
+from llamagen_jax import export, huggingface, sharding
 from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.models.llama import Llama, LlamaConfig
+from llamagen_jax.models.t5 import T5Config
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 from llamagen_jax.training.loop import make_task
 
@@ -39,6 +41,14 @@ LLAMA_SIZES = {
 VQGAN_CONFIG = VQGANConfig(**VQGAN_SIZES)
 LLAMA_CONFIG = LlamaConfig(**LLAMA_SIZES)
 TEXT_CONFIG = LlamaConfig(**LLAMA_SIZES, condition="text", condition_length=5, caption_dim=16)
+T5_CONFIG = T5Config(vocab_size=512, dim=16, head_dim=4, ffn_dim=24, n_layers=2, n_heads=2)
+
+_WORDS = (
+    "a an the red blue large small circle square left right above below of two three photo "
+    "painting Astronaut riding horse in forest it's state-of-the-art 12 3.5 100% $20 (left) "
+    '"quoted" cat, dog. end! why? naïve café ünïcödé Москва 图片 😀 ﬁne Ⅳ ½ x² ™ _ ~ ▁ '
+    "<extra_id_0> <extra_id_99> </s> <pad> <unk> < extra_id_1> \u200b \u00a0 \u3000"
+)
 
 
 def tokenizer_config(**changes) -> dict:
@@ -133,3 +143,63 @@ def exports(folder: Path) -> tuple[Path, Path]:
     export.write(folder / "generator", *llama(), class_names=list("0123456789"))
     export.write(folder / "tokenizer", *vqgan())
     return folder / "generator", folder / "tokenizer"
+
+
+def varied_captions(count: int) -> list[str]:
+    """Words, numbers, punctuation, odd spaces, special tokens and foreign letters."""
+    rng = np.random.default_rng(0)
+    words = _WORDS.split(" ")
+    spaces = [" "] * 8 + ["  ", "", "\t", "\n", " \u00a0"]
+    return [
+        "".join(rng.choice(words) + rng.choice(spaces) for _ in range(rng.integers(0, 80)))
+        for _ in range(count)
+    ]
+
+
+def write_spiece(folder: Path) -> Path:
+    """A small sentencepiece model with T5's special tokens, trained on `varied_captions`."""
+    import sentencepiece
+
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(" ".join(text.split()) for text in varied_captions(400)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=300,
+        character_coverage=0.98,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return folder / "spiece.model"
+
+
+def t5_config_fields(config: T5Config) -> dict:
+    """The entries of a Hugging Face folder's config.json."""
+    fields = {theirs: getattr(config, ours) for ours, theirs in huggingface._CONFIG_FIELDS.items()}
+    return fields | {"model_type": "t5"}
+
+
+def t5_tensors() -> dict[str, np.ndarray]:
+    """Random weights of `T5_CONFIG` by the names of Hugging Face."""
+    rng = np.random.default_rng(1)
+    shapes = huggingface.t5_tensor_shapes(T5_CONFIG)
+    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """A safetensors file."""
+    entries = {name: export.Tensor(t.shape, t.dtype, [t]) for name, t in tensors.items()}
+    export.write_tensors(path, entries)
+
+
+def write_t5(folder: Path, spiece: Path) -> Path:
+    """A Hugging Face folder with a random encoder and the tokenizer `spiece`."""
+    folder.mkdir()
+    (folder / "spiece.model").write_bytes(spiece.read_bytes())
+    (folder / "config.json").write_text(json.dumps(t5_config_fields(T5_CONFIG)))
+    write_tensors(folder / "model.safetensors", t5_tensors())
+    return folder
