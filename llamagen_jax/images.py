@@ -1,6 +1,7 @@
 """Pixel formats and picture grids."""
 
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,10 @@ def _captioned(image: np.ndarray, caption: str) -> np.ndarray:
     H, W, _ = image.shape
     width = max(W, _MIN_CAPTION_WIDTH)
     font = ImageFont.load_default(size=max(11, width // 24))
-    text = "\n".join(_wrap(caption, width, font.getlength))
+    # The font has no accents.
+    letters = unicodedata.normalize("NFKD", caption)
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    text = "\n".join(_wrap(plain, width - 2 * _CAPTION_GAP, font.getlength))
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     bottom = math.ceil(measure.multiline_textbbox((0, 0), text, font)[3])
     cell = Image.new("RGB", (width, H + _CAPTION_GAP + bottom + _CAPTION_GAP), "white")
