@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -14,6 +15,7 @@ from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.text_encoder import TextEncoder
 
 _COLUMN = "prompt"
+_BATCH_SIZE_PER_DEVICE = 8
 _DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
 
 
@@ -68,7 +70,9 @@ def check_prompts(prompts: Sequence[str], source: str) -> None:
 def encode_prompts(
     folder: str | os.PathLike, config: LlamaConfig, prompts: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Loads a text encoder for this one call and encodes, `TextEncoder.batch_size` at a time.
+    """Loads a text encoder for this one call and encodes.
+
+    The features of a prompt depend neither on the others nor on the number of devices.
 
     Args:
       folder: of a T5 from Hugging Face, see `TextEncoder.load`.
@@ -82,7 +86,9 @@ def encode_prompts(
     Raises:
       InputError: the encoder cannot be opened, or its features are of another width.
     """
-    encoder = TextEncoder.load(folder, length=config.condition_length)
+    # Each device always has as many prompts, as bfloat16 rounds differently at another shape.
+    batch_size = _BATCH_SIZE_PER_DEVICE * jax.device_count()
+    encoder = TextEncoder.load(folder, length=config.condition_length, batch_size=batch_size)
     width = encoder.model.config.dim
     if width != config.caption_dim:
         raise InputError(

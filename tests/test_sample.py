@@ -12,6 +12,7 @@ import pytest
 import tiny
 from PIL import Image
 
+import llamagen_jax as lg
 import sample
 from llamagen_jax import export, zoo
 
@@ -238,6 +239,24 @@ def test_images_of_prompts_depend_on_their_number_and_prompt_alone(text_models, 
     np.testing.assert_array_equal(a["codes"], b["codes"])
     changed = np.any(a["codes"] != c["codes"], axis=1)
     np.testing.assert_array_equal(np.flatnonzero(changed), [2, 3])
+
+
+def test_the_generator_reads_features_and_their_mask(text_models, monkeypatch):
+    calls = []
+
+    def generate(model, params, condition, **arguments):
+        calls.append({"condition": condition, **arguments})
+        return np.zeros((len(condition), model.config.code_length), int)
+
+    monkeypatch.setattr(lg, "generate", generate)
+    prompts = ["a red circle left of a cat", "a dog"]
+    run(*text_models, "--prompts", *prompts, "--count", "4")
+    encoder = lg.TextEncoder.load(text_models[-1], length=16, batch_size=64)
+    features, mask = encoder.encode(prompts)
+    (call,) = calls
+    np.testing.assert_array_equal(call["condition"], np.repeat(features, 4, axis=0))
+    np.testing.assert_array_equal(call["condition_mask"], np.repeat(mask, 4, axis=0))
+    np.testing.assert_array_equal(call["sample_ids"], np.arange(8))
 
 
 def test_prompts_are_guided_by_default(text_models, tmp_path):
