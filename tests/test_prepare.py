@@ -207,7 +207,7 @@ def test_codes_to_train_on(codes_command, tmp_path, capsys, kind):
         "ten-crop": (10, 1.1),
     }[kind]
     run(*codes_command, tmp_path / "codes", *([] if kind == "center" else ["--crops", kind]))
-    assert "wrote codes of 9 images" in (told := capsys.readouterr().out)
+    assert "wrote 9 records" in (told := capsys.readouterr().out)
     assert "skipped 1" in told
     manifest = Manifest.read(tmp_path / "codes")
     assert manifest.class_names == ("cat", "dog")
@@ -239,7 +239,7 @@ def test_codes_are_shared_by_processes_and_gone_on_with(codes_command, tmp_path,
     export.write(tmp_path / "other", MODEL, other)
     assert "begun with tokenizer=" in fails(*command, "--tokenizer", tmp_path / "other")
     run(*command, *processes, 0)
-    assert "wrote codes of 9 images" in (told := capsys.readouterr().out)
+    assert "wrote 9 records" in (told := capsys.readouterr().out)
     assert "skipped 1" in told
     assert [record["label"] for record in ArrayRecordSource(tmp_path / "codes")] == [0] * 5 + [
         1
@@ -263,12 +263,34 @@ def test_codes_of_records_that_are_no_images(codes_command, tmp_path):
     write_dataset(tmp_path / "captions", [{"captions": ["a cat"]}])
     where = ["--source", "array_record", "--location", tmp_path / "captions"]
     line = fails(*codes_command, tmp_path / "codes", *where)
-    assert "codes are made of images with labels, not of: captions" in line
+    assert "codes are made of images with labels or captions, not of: captions" in line
+
+
+@pytest.mark.parametrize("labels", [{}, {"label": 7}])
+def test_codes_of_images_with_captions(codes_command, tmp_path, capsys, caplog, labels):
+    paths = sorted((tmp_path / "images").rglob("*.png"))[:4]
+    captions = [{"long": f"a long {i}", "short": f"{i}"} for i in range(4)]
+    captions[1] = {}
+    fields = [{"captions": c} | labels for c in captions]
+    images = [path.read_bytes() for path in paths]
+    records = [{"image": image} | rest for image, rest in zip(images, fields, strict=True)]
+    write_dataset(tmp_path / "pairs", records)
+    where = ["--source", "array_record", "--location", tmp_path / "pairs"]
+    with caplog.at_level(logging.WARNING, "absl"):
+        run(*codes_command, tmp_path / "codes", *where)
+    kept = [0, 1, 2, 3] if labels else [0, 2, 3]
+    assert f"skipped {4 - len(kept)}" in capsys.readouterr().out
+    assert ("it has no caption" in caplog.text) == (not labels)
+    found = list(ArrayRecordSource(tmp_path / "codes"))
+    for i, record in zip(kept, found, strict=True):
+        crop = transforms.center_crop(Image.open(paths[i]), 16)
+        np.testing.assert_array_equal(record.pop("codes")[0], encode(crop[None])[0].ravel())
+        assert record == fields[i]
 
 
 def test_the_command_line():
     command = [sys.executable, "-m", "llamagen_jax.data.prepare"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    for name in ("codes", "encode", "decode"):
+    for name in ("codes", "text", "encode", "decode"):
         assert name in shown.stdout
     assert shown.stderr == ""

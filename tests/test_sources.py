@@ -198,6 +198,19 @@ def test_codes_of_other_images_do_not_mix(tmp_path):
         source[4]
 
 
+def test_codes_with_captions_mix(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    captions = [{"txt": "a cat"}, {"txt": "a cat"}, {"txt": "a dog"}]
+    for number, (folder, texts) in enumerate(zip(folders, captions, strict=True)):
+        records = [{"codes": np.full((1, 3), number, np.uint16), "captions": texts}]
+        write_dataset(folder, records, tokenizer=TokenizerId("t", "0", 32), code_shape=(1, 3))
+    record = open_source("array_record", tuple(folders[:2]))[0]
+    np.testing.assert_array_equal(record["codes"], [[0] * 3, [1] * 3])
+    assert record["captions"] == captions[0]
+    with pytest.raises(InputError, match=r"captions of record 0 of .*c/00000"):
+        open_source("array_record", tuple(folders))[0]
+
+
 def test_only_folders_of_codes_mix(dataset, image_folder):
     with pytest.raises(InputError, match="holds no codes"):
         open_source("array_record", (str(dataset), str(dataset)))

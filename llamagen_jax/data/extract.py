@@ -79,6 +79,8 @@ def extract(
 ) -> Manifest | None:
     """Writes this process's share of the shards, those with i % process_count == process_index.
 
+    Prints what came of it.
+
     Every process of the same work is given the same arguments but `process_index`; their number may
     be another after an interruption.
 
@@ -110,9 +112,16 @@ def extract(
         with tqdm(total=total, initial=total - left, desc=output.name, unit="record") as bar:
             for i, indices in missing:
                 _extract_shard(partial, i, indices, extraction, bar)
-        return _finish(output, partial, extraction)
+        manifest = _finish(output, partial, extraction)
     except OSError as error:
         raise InputError(f"cannot write {partial}: {error.strerror or error}") from error
+    if manifest is None:
+        print(f"finished share {process_index} of {process_count}; other shares are missing")
+    else:
+        count = sum(shard.records for shard in manifest.shards)
+        skipped = len(extraction.source) - count
+        print(f"wrote {count} records to {output}; skipped {skipped}")
+    return manifest
 
 
 def _begin(partial: Path, settings: dict) -> None:

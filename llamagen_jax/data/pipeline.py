@@ -90,8 +90,10 @@ def train_batches(
     Batches hold {"image": uint8 [b, S, S, 3], "label": int32 [b]}, or, for records with codes,
     {"codes": int32 [b, L], "label": int32 [b]}, one row of the codes drawn at random. With
     `config.caption_weights` there is "caption" (str [b], numpy's unicode dtype) instead of
-    "label". A broken record is replaced by the next whole one of the stream; "skipped" (bool [b])
-    tells where.
+    "label", or, for records with text features, "features" (bfloat16 [b, T, C], zero at padding,
+    which is on the left) and "mask" (bool [b, T], False at padding) of the caption that is drawn; T
+    is the length that the dataset's manifest tells. A broken record is replaced by the next whole
+    one of the stream; "skipped" (bool [b]) tells where.
 
     `batch_size` is over all processes, which get b = batch_size / process_count consecutive rows
     each. Before broken records are replaced, every record is seen exactly once per epoch. Close
@@ -165,7 +167,8 @@ def _load(
                 f"{source.name(index)} needs {condition} and an image or codes but has only: "
                 f"{', '.join(record)}"
             )
-        return make_example(config, record, *rng)
+        chosen = _condition(config, source, record, *rng)
+        return make_example(config, record, *rng) | chosen
     except InputError:
         raise
     # Readers and decoders raise errors of any type on damaged bytes.
@@ -174,9 +177,8 @@ def _load(
 
 
 def _train_example(config: DataConfig, record: dict, rng: np.random.Generator) -> dict:
-    condition = _condition(config, record, rng)
     if "codes" in record:
-        return {"codes": rng.choice(record["codes"]).astype(np.int32)} | condition
+        return {"codes": rng.choice(record["codes"]).astype(np.int32)}
     size = config.image_size
     largest_side = transforms.random_crop_side(size) if config.random_crop else size
     image = _decode(config, record, largest_side if config.fast_decode else 0)
@@ -186,14 +188,13 @@ def _train_example(config: DataConfig, record: dict, rng: np.random.Generator) -
         image = transforms.center_crop(image, size)
     if config.random_flip:
         image = transforms.random_flip(image, rng)
-    return {"image": image} | condition
+    return {"image": image}
 
 
 def _eval_example(config: DataConfig, record: dict) -> dict:
-    condition = _condition(config, record)
     if "codes" in record:
-        return {"codes": record["codes"][0].astype(np.int32)} | condition
-    return {"image": transforms.center_crop(_decode(config, record), config.image_size)} | condition
+        return {"codes": record["codes"][0].astype(np.int32)}
+    return {"image": transforms.center_crop(_decode(config, record), config.image_size)}
 
 
 def _decode(config: DataConfig, record: dict, fast_side: int = 0) -> Image.Image:
@@ -203,21 +204,29 @@ def _decode(config: DataConfig, record: dict, fast_side: int = 0) -> Image.Image
     return image
 
 
-def _condition(config: DataConfig, record: dict, rng: np.random.Generator | None = None) -> dict:
-    """The label, or one caption: drawn by `rng`, or the one of the largest weight."""
+def _condition(
+    config: DataConfig, source: Source, record: dict, rng: np.random.Generator | None = None
+) -> dict:
+    """The label, or one caption or its features: drawn by `rng`, or that of the largest weight."""
     if not config.caption_weights:
         return {"label": np.int32(record["label"])}
-    captions = record["captions"]
-    present = {name: weight for name, weight in config.caption_weights if name in captions}
+    texts = record.get("text", record["captions"])
+    present = {name: weight for name, weight in config.caption_weights if name in texts}
     if not present:
         names = ", ".join(name for name, _ in config.caption_weights)
-        raise ValueError(f"it has no caption of {names}, only: {', '.join(captions) or 'none'}")
+        raise ValueError(f"it has no caption of {names}, only: {', '.join(texts) or 'none'}")
     if rng is None:
         name = max(present, key=present.get)
     else:
         weights = np.array(list(present.values()))
         name = rng.choice(list(present), p=weights / weights.sum())
-    return {"caption": np.str_(captions[name])}
+    if "text" not in record:
+        return {"caption": np.str_(texts[name])}
+    padding = source.manifest.text_encoder.length - len(texts[name])
+    return {
+        "features": np.pad(texts[name], ((padding, 0), (0, 0))),
+        "mask": np.arange(padding + len(texts[name])) >= padding,
+    }
 
 
 class _TrainBatches:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from llamagen_jax.data import filter as metadata_filter
-from llamagen_jax.data import pack, scene_files, transforms
+from llamagen_jax.data import pack, scene_files, text_features, transforms
 from llamagen_jax.data.extract import Extraction, extract
 from llamagen_jax.data.latents import (
     decode_folder,
@@ -41,8 +41,9 @@ def extract_codes(
 ) -> None:
     """Encodes crops of every image of a source into a dataset folder of packed codes.
 
-    Records are {"codes": uint16 [crops, L], "label": int} in the order of the source; broken images
-    are left out with a warning. A run that was killed goes on when it is started again.
+    Records are {"codes": uint16 [crops, L]} with the image's "label", "captions" or both, in the
+    order of the source; broken images and those without a label or any caption are left out with a
+    warning. A run that was killed goes on when it is started again.
 
     Args:
       kind, location: of `sources.open_source`.
@@ -62,7 +63,7 @@ def extract_codes(
     batch_size += -batch_size % jax.device_count()
     c, source = model.config, open_source(kind, location)
     made_by = TokenizerId(tokenizer, weights_hash(params), c.codebook_size)
-    manifest = extract(
+    extract(
         output,
         Extraction(
             source=source,
@@ -96,11 +97,6 @@ def extract_codes(
         process_index=process_index,
         process_count=process_count,
     )
-    if manifest is None:
-        print(f"finished share {process_index} of {process_count}; other shares are missing")
-    else:
-        count = sum(shard.records for shard in manifest.shards)
-        print(f"wrote codes of {count} images to {output}; skipped {len(source) - count}")
 
 
 def _crop_range(crops: str, crop_range: float | None, image_size: int) -> float | None:
@@ -116,28 +112,34 @@ def _crop_range(crops: str, crop_range: float | None, image_size: int) -> float 
 
 def _load_crops(
     record: dict, image_size: int, crops: str, crop_range: float | None
-) -> tuple[np.ndarray, int]:
-    if not record.keys() >= {"image", "label"}:
-        raise InputError(f"codes are made of images with labels, not of: {', '.join(record)}")
+) -> tuple[np.ndarray, dict]:
+    """Crops [crops, S, S, 3], and what of the record is kept."""
+    kept = {key: record[key] for key in ("label", "captions") if key in record}
+    if "image" not in record or not kept:
+        raise InputError(
+            f"codes are made of images with labels or captions, not of: {', '.join(record)}"
+        )
+    if kept == {"captions": {}}:
+        raise ValueError("it has no caption")
     image = transforms.decode(record["image"])
-    return transforms.code_crops(image, image_size, crops, crop_range), int(record["label"])
+    return transforms.code_crops(image, image_size, crops, crop_range), kept
 
 
 def _encode_crops(
     model: VQGAN, params: dict, batch_size: int
-) -> Callable[[list[tuple[np.ndarray, int]]], list[dict]]:
-    """Makes records of up to `batch_size` pairs of crops [crops, S, S, 3] and label."""
+) -> Callable[[list[tuple[np.ndarray, dict]]], list[dict]]:
+    """Makes records of up to `batch_size` pairs of `_load_crops`."""
     encode = on_all_devices(encoder(model), params)
     # Programs start in the same order on every device.
     start = threading.Lock()
 
-    def run(examples: list[tuple[np.ndarray, int]]) -> list[dict]:
-        arrays, labels = zip(*examples, strict=True)
+    def run(examples: list[tuple[np.ndarray, dict]]) -> list[dict]:
+        arrays, kept = zip(*examples, strict=True)
         images = np.concatenate(arrays + arrays[-1:] * (batch_size - len(arrays)))
         with start:
             codes = encode(images)
         rows = np.asarray(codes, np.uint16).reshape(batch_size, len(arrays[0]), -1)
-        return [{"codes": row, "label": label} for row, label in zip(rows, labels, strict=False)]
+        return [{"codes": row} | fields for row, fields in zip(rows, kept, strict=False)]
 
     return run
 
@@ -158,10 +160,10 @@ def _parser() -> argparse.ArgumentParser:
 
     codes = commands.add_parser(
         "codes",
-        help="labelled images -> dataset of codes to train on",
-        description="Encodes labelled images to train a generator on. Killed at any moment and "
-        "started again with the same command, it goes on at the first missing shard of "
-        "OUTPUT.partial, which becomes OUTPUT when it is complete. Several machines with one file "
+        help="images with labels or captions -> dataset of codes to train on",
+        description="Encodes images to train a generator on. Killed at any moment and started "
+        "again with the same command, it goes on at the first missing shard of OUTPUT.partial, "
+        "which becomes OUTPUT when it is complete. Several machines with one file "
         "system share the work: give each the same command, --process-count and its own "
         "--process-index.",
     )
@@ -184,8 +186,18 @@ def _parser() -> argparse.ArgumentParser:
         help="ten-crop only: crops come from the centre crop this many times larger (1.1)",
     )
     codes.add_argument("--shard-size", type=int, default=10_000, help="images per file (10000)")
-    codes.add_argument("--process-index", type=int, default=0, help="which share to do (0)")
-    codes.add_argument("--process-count", type=int, default=1, help="shares of the work (1)")
+
+    text = commands.add_parser(
+        "text",
+        help="dataset of captions -> the same with text features",
+        description="Encodes captions to train a text-conditional generator on. It goes on and "
+        "shares its work as `codes` does.",
+    )
+    text_features.add_arguments(text)
+
+    for command in (codes, text):
+        command.add_argument("--process-index", type=int, default=0, help="which share to do (0)")
+        command.add_argument("--process-count", type=int, default=1, help="shares of the work (1)")
 
     encode = commands.add_parser("encode", help="folder of images -> file of codes")
     encode.set_defaults(run=encode_folder)

@@ -1,7 +1,8 @@
 """Dataset folders: `*.array_record` shards of msgpack maps, described by a `manifest.json`.
 
 A record is a dict with any of these keys: `image` (encoded bytes), `label` (int), `captions`
-(dict of str by name), `codes` (uint16 [crops, L]: one row per crop of the image).
+(dict of str by name), `codes` (uint16 [crops, L]: one row per crop of the image), `text` (dict of
+features by the caption's name, bfloat16 [t, C]: one row per token of the caption, no padding).
 """
 
 import dataclasses
@@ -73,12 +74,25 @@ class TokenizerId:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextEncoderId:
+    """The text encoder that made the features: its name, its weights' hash, its width C.
+
+    Captions were cut to `length` tokens, T in batches.
+    """
+
+    name: str
+    sha256: str
+    width: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """What a dataset folder holds; its `manifest.json`.
 
     `image_size` is the side of the stored (or encoded) images in pixels, None if it varies;
     `code_shape` is (crops, L) where the records hold codes; `crops` and `crop_range` tell of which
-    crops they are, see `transforms.code_crops`.
+    crops they are, see `transforms.code_crops`. `text_encoder` is None where they hold no features.
     """
 
     shards: tuple[Shard, ...]
@@ -88,6 +102,7 @@ class Manifest:
     code_shape: tuple[int, int] | None = None
     crops: str | None = None
     crop_range: float | None = None
+    text_encoder: TextEncoderId | None = None
     version: int = SCHEMA_VERSION
 
     @classmethod
@@ -110,15 +125,17 @@ class Manifest:
             )
         try:
             tokenizer, code_shape = fields["tokenizer"], fields["code_shape"]
+            # Absent where an older writer knew no features and only centre crops.
+            text_encoder = fields.get("text_encoder")
             return cls(
                 shards=tuple(Shard(**shard) for shard in fields["shards"]),
                 image_size=fields["image_size"],
                 class_names=tuple(fields["class_names"]),
                 tokenizer=tokenizer and TokenizerId(**tokenizer),
                 code_shape=code_shape and tuple(code_shape),
-                # Absent where an older writer knew only centre crops.
                 crops=fields.get("crops"),
                 crop_range=fields.get("crop_range"),
+                text_encoder=text_encoder and TextEncoderId(**text_encoder),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"'{path}' is damaged: write the dataset again") from error
@@ -139,6 +156,7 @@ def write_dataset(
     class_names: tuple[str, ...] = (),
     tokenizer: TokenizerId | None = None,
     code_shape: tuple[int, int] | None = None,
+    text_encoder: TextEncoderId | None = None,
 ) -> Manifest:
     """Writes a dataset folder of `shard_size` records per shard and returns its manifest.
 
@@ -154,7 +172,14 @@ def write_dataset(
             shards.append(write_shard(path, itertools.chain([first], rest)))
         if not shards:
             raise InputError(f"there are no records to write to '{folder}': check the input")
-        manifest = Manifest(tuple(shards), image_size, class_names, tokenizer, code_shape)
+        manifest = Manifest(
+            tuple(shards),
+            image_size,
+            class_names,
+            tokenizer,
+            code_shape,
+            text_encoder=text_encoder,
+        )
         manifest.write(partial)
     return manifest
 

@@ -207,7 +207,7 @@ class ArrayRecordSource:
 class MixedCodesSource:
     """Several dataset folders of codes of the same images, extracted with different crops.
 
-    Record i has the label of record i and the rows of its codes in all folders, so that a row
+    Record i is that of the first folder with the rows of its codes in all folders, so that a row
     drawn at random comes from each folder with the same probability, as the original mixes its two
     sets of ten crops. `manifest` is that of the first folder.
     """
@@ -243,10 +243,10 @@ class MixedCodesSource:
     def __getitem__(self, index: int) -> dict:
         records = [source[index] for source in self._sources]
         for source, record in zip(self._sources, records, strict=True):
-            what = f"label of {source.name(index)}"
-            self._check(what, source, records[0]["label"], record["label"])
-        codes = np.concatenate([record["codes"] for record in records])
-        return {"codes": codes, "label": records[0]["label"]}
+            for key in ("label", "captions"):
+                what = f"{key} of {source.name(index)}"
+                self._check(what, source, records[0].get(key), record.get(key))
+        return records[0] | {"codes": np.concatenate([record["codes"] for record in records])}
 
     def name(self, index: int) -> str:
         return self._sources[0].name(index)
