@@ -1,4 +1,4 @@
-"""Prepares data: codes to train a generator on, folders of images to codes and back."""
+"""Prepares data: codes and text features to train on, folders of images to codes and back."""
 
 import argparse
 import functools
