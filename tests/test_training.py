@@ -5,13 +5,14 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
 from llamagen_jax import checkpoint, sharding, zoo
-from llamagen_jax.data.records import Manifest, TokenizerId
+from llamagen_jax.data.records import Manifest, TextEncoderId, TokenizerId, write_dataset
 from llamagen_jax.errors import InputError
 from llamagen_jax.export import weights_hash
 from llamagen_jax.training import generator
@@ -188,6 +189,55 @@ def test_generator_begins_with_the_weights_of_a_run_on_a_smaller_grid(tmp_path, 
     _assert_same_bits(state.ema, first.params)
     with pytest.raises(InputError, match=r"does not fit config.init_from"):
         generator.load_init(_config("generator", codes, **changes, model__dim=64))
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    """Codes with features of one to five tokens."""
+    folder, rng = tmp_path_factory.mktemp("data") / "features", np.random.default_rng(0)
+    write_dataset(
+        folder,
+        (
+            {
+                "codes": rng.integers(0, 32, (1, 16), np.uint16),
+                "captions": {"long": "a circle"},
+                "text": {"long": rng.normal(size=(1 + i % 5, 16)).astype(jnp.bfloat16)},
+            }
+            for i in range(40)
+        ),
+        tokenizer=TokenizerId("tiny", "0", 32),
+        text_encoder=TextEncoderId("t5", "0", 16, 5),
+        code_shape=(1, 16),
+    )
+    return folder
+
+
+TEXT = {
+    "model__condition": "text",
+    "model__condition_length": 5,
+    "model__caption_dim": 16,
+    "data__caption_weights": (("long", 1.0),),
+}
+
+
+def test_generator_trains_on_text_features(tmp_path, features):
+    config = _config("generator", features, **TEXT, steps=20, optimizer__warmup_steps=0)
+    train(config, tmp_path / "run")
+    losses = [loss for _, loss in _metrics(tmp_path / "run", "train/loss")]
+    assert losses[-1] < losses[0] < np.log(32) + 0.1
+    assert _metrics(tmp_path / "run", "eval/loss")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data__caption_weights": ()}, "caption_weights must name captions"),
+        ({"model__caption_dim": 32}, r"holds features \[5, 16\] of t5 .* reads \[5, 32\]"),
+    ],
+)
+def test_features_that_do_not_fit_the_model_are_refused(tmp_path, features, change, message):
+    with pytest.raises(InputError, match=message):
+        train(_config("generator", features, **(TEXT | change)), tmp_path / "run")
 
 
 def test_batch_must_divide_over_the_mesh(tmp_path, codes):

@@ -221,8 +221,25 @@ def check_data(config: GeneratorTraining, source: Source, tokenizer) -> None:
             f"{name} has {len(source.class_names)} classes but config.model.num_classes="
             f"{model.num_classes}; raise it"
         )
+    if model.condition == "text":
+        _check_features(config, source)
     if tokenizer and weights_hash(tokenizer[1]) != made_by.sha256:
         raise InputError(
             f"{name} was made by another tokenizer ({made_by.name}) than "
             f"config.tokenizer={config.tokenizer}; extract the codes again or name that tokenizer"
+        )
+
+
+def _check_features(config: GeneratorTraining, source: Source) -> None:
+    model, name, encoder = config.model, config.data.train, source.manifest.text_encoder
+    if encoder is None or not config.data.caption_weights:
+        raise InputError(
+            f"{name} must hold text features and config.data.caption_weights must name captions; "
+            "make features with `python -m llamagen_jax.data.prepare text`"
+        )
+    if (encoder.length, encoder.width) != (model.condition_length, model.caption_dim):
+        raise InputError(
+            f"{name} holds features [{encoder.length}, {encoder.width}] of {encoder.name} but the "
+            f"model reads [{model.condition_length}, {model.caption_dim}]; change "
+            "config.model.condition_length and caption_dim or the text encoder"
         )
