@@ -2,6 +2,7 @@ import json
 
 import pytest
 import tiny
+from absl import logging
 
 from llamagen_jax import benchmark, zoo
 
@@ -12,6 +13,9 @@ def tiny_models(monkeypatch):
     monkeypatch.setitem(zoo.MODELS, "GPT-XL", tiny.LLAMA_CONFIG)
     monkeypatch.setattr(benchmark.flops, "measured_peak", lambda dtype: 1e11)
     monkeypatch.setattr(benchmark, "measured_bandwidth", lambda: 1e10)
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
 
 
 @pytest.mark.parametrize("only", ["train step, generator", "decode", "prefill", "compile"])
