@@ -105,19 +105,9 @@ class Bench:
         work: float = 0.0,
     ) -> Figure:
         """Times `call`, which makes `count` of `unit` and needs `work` FLOPs or bytes."""
-        seconds = median_seconds(call, self.setting.repeats)
+        seconds = flops.median_seconds(call, self.setting.repeats)
         percent = 100 * work / seconds / self.limits[limit] if limit else None
         return Figure(name, shapes, seconds, count / seconds, unit, limit, percent)
-
-
-def median_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Median time of `call` until its arrays are ready, after one call that compiles."""
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
 
 
 def measured_bandwidth() -> float:
@@ -127,8 +117,8 @@ def measured_bandwidth() -> float:
     read = jax.jit(jnp.sum)
     copy = jax.jit(lambda x: x + 1)
     return max(
-        numbers.nbytes / median_seconds(lambda: read(numbers), 5),
-        2 * numbers.nbytes / median_seconds(lambda: copy(numbers), 5),
+        numbers.nbytes / flops.median_seconds(lambda: read(numbers), 5),
+        2 * numbers.nbytes / flops.median_seconds(lambda: copy(numbers), 5),
     )
 
 

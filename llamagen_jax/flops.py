@@ -87,9 +87,14 @@ def measured_peak(dtype: str, repeats: int = 5) -> float:
     size = 1024 if device.platform == "cpu" else 8192
     matrix = jax.device_put(jax.random.normal(jax.random.key(0), (size, size), dtype), device)
     product = jax.jit(jnp.dot)
+    return 2 * size**3 / median_seconds(lambda: product(matrix, matrix), repeats)
+
+
+def median_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median time of `call` until its arrays are ready, after one call that compiles."""
     seconds = []
-    for _ in range(repeats + 1):  # the first one compiles
+    for _ in range(repeats + 1):
         started = time.perf_counter()
-        jax.block_until_ready(product(matrix, matrix))
+        jax.block_until_ready(call())
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(seconds[1:])
+    return statistics.median(seconds[1:])

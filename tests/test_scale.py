@@ -32,15 +32,6 @@ def _values(task, codes, **changes):
     return tiny.generator_config(codes, **changes)
 
 
-def _config_file(path, values):
-    text = json.dumps(values)
-    path.write_text(
-        "import json\nfrom ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict(json.loads({text!r}))\n"
-    )
-    return path
-
-
 def _start(config, workdir, *arguments, devices=1):
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}"]
@@ -78,7 +69,7 @@ def test_two_processes_train_as_one(tmp_path, codes, task):
     """With two devices each; the run then goes on in one process with one device."""
     options = {"steps": 4, "log_every": 1, "eval_every": 2, "sample_every": 2}
     values = _values(task, codes, **options, optimizer__schedule="constant")
-    config = _config_file(tmp_path / "config.py", values)
+    config = tiny.write_config(tmp_path / "config.py", values)
     _finish(_start(config, tmp_path / "one", "--config.steps=6"))
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -97,7 +88,7 @@ def test_two_processes_train_as_one(tmp_path, codes, task):
 def test_checkpoint_of_eight_devices_goes_on_on_four_and_on_one(tmp_path, codes):
     """Mid-epoch: an epoch is five steps; equal losses say that the batches were equal."""
     values = _values("generator", codes, log_every=1, optimizer__schedule="constant")
-    config = _config_file(tmp_path / "config.py", values)
+    config = tiny.write_config(tmp_path / "config.py", values)
     _finish(_start(config, tmp_path / "whole", "--config.steps=9", devices=8))
     for steps, devices in ((3, 8), (6, 4), (9, 1)):
         mesh = f"--config.mesh.tensor={min(devices, 2)}"
@@ -108,9 +99,9 @@ def test_checkpoint_of_eight_devices_goes_on_on_four_and_on_one(tmp_path, codes)
 
 
 def test_ten_kills_lose_no_more_than_the_steps_since_the_checkpoint(tmp_path, codes):
-    """A checkpoint every step, so that most kills fall into a save."""
+    """A checkpoint every ten steps, so that many kills fall into a save."""
     values = _values("generator", codes, steps=1200, checkpoint_every=10, log_every=10)
-    config = _config_file(tmp_path / "config.py", values)
+    config = tiny.write_config(tmp_path / "config.py", values)
     _finish(_start(config, tmp_path / "whole"))
     killed, moments = tmp_path / "killed", random.Random(0)
     steps = [0]

@@ -27,20 +27,11 @@ def _run(*arguments):
     )
 
 
-def _config_file(path, values):
-    text = json.dumps(values)
-    path.write_text(
-        "import json\nfrom ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict(json.loads({text!r}))\n"
-    )
-    return path
-
-
 def test_killed_run_ends_with_the_same_bits(tmp_path):
     """kill -9 once a checkpoint is there, then the same command again."""
     codes = tiny.write_codes(tmp_path / "codes")
     values = tiny.generator_config(codes, steps=200, checkpoint_every=20, log_every=20)
-    arguments = [f"--config={_config_file(tmp_path / 'config.py', values)}"]
+    arguments = [f"--config={tiny.write_config(tmp_path / 'config.py', values)}"]
     assert _run(*arguments, f"--workdir={tmp_path / 'whole'}").returncode == 0
 
     workdir = tmp_path / "killed"

@@ -68,6 +68,16 @@ def generator_config(codes: Path, **changes) -> dict:
     return _short(config, changes)
 
 
+def write_config(path: Path, values: dict) -> Path:
+    """A configuration file of `values`."""
+    text = json.dumps(values)
+    path.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict(json.loads({text!r}))\n"
+    )
+    return path
+
+
 def _short(config: dict, changes: dict) -> dict:
     config |= {"batch_size": 8, "steps": 4, "log_every": 2, "eval_every": 0, "sample_every": 0}
     config |= {"checkpoint_every": 2}
