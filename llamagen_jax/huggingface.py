@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,12 @@ def read_t5_config(folder: str | os.PathLike, dtype: str = "float32") -> T5Confi
         raise InputError(f"{path} has no entry {error}") from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} describes an impossible encoder: {error}") from error
+
+
+def t5_config_fields(config: T5Config) -> dict[str, Any]:
+    """The entries of a folder's config.json; the inverse of `read_t5_config`."""
+    fields = {theirs: getattr(config, ours) for ours, theirs in _CONFIG_FIELDS.items()}
+    return {"model_type": "t5"} | fields
 
 
 def open_weights(folder: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -146,6 +153,35 @@ def t5_params(
         return array
 
     return ((path, stack(path, leaf.shape)) for path, leaf in shapes.items())
+
+
+def t5_tensors(params: Mapping, config: T5Config) -> dict[str, np.ndarray]:
+    """The inverse of `t5_params`: nested parameters to the tensors of `transformers`."""
+    tensors = {}
+    for path, leaf in flatten_dict(params, sep="/").items():
+        name = _tensor_name(path, config)
+        layers = np.asarray(leaf) if "{}" in name else [np.asarray(leaf)]
+        for number, layer in enumerate(layers):
+            tensors[name.format(number)] = layer.T if path.endswith("kernel") else layer
+    return tensors
+
+
+def write_t5(
+    folder: str | os.PathLike, config: T5Config, tensors: Mapping[str, np.ndarray], spiece: bytes
+) -> None:
+    """Makes a folder that `read_t5_config` and `open_weights` read.
+
+    Args:
+      folder: must not exist yet.
+      tensors: by their names in `transformers`.
+      spiece: the sentencepiece model.
+    """
+    folder = Path(folder)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(t5_config_fields(config), indent=2) + "\n")
+    (folder / "spiece.model").write_bytes(spiece)
+    entries = {name: export.Tensor(t.shape, t.dtype, [t]) for name, t in tensors.items()}
+    export.write_tensors(folder / "model.safetensors", entries)
 
 
 def _tensor_name(path: str, config: T5Config) -> str:

@@ -1,6 +1,8 @@
 import dataclasses
+import functools
 import json
 import logging
+import pickle
 import weakref
 
 import jax
@@ -8,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import llamagen_jax as lg
 from llamagen_jax import huggingface, sharding
 from llamagen_jax.data.captions import clean
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.t5 import T5Config
-from llamagen_jax.text_encoder import T5Tokenizer
+from llamagen_jax.text_encoder import T5Tokenizer, tokenize_caption
 
 sentencepiece = pytest.importorskip("sentencepiece")
 pytest.importorskip("ftfy")
@@ -81,6 +83,16 @@ def test_longer_captions_are_cut_and_named(spiece, caplog):
     assert tokens[0, -1] == 1 and mask[0].all()
 
 
+def test_captions_are_tokenized_one_by_one(spiece):
+    tokenizer = T5Tokenizer(spiece)
+    row = pickle.loads(pickle.dumps(functools.partial(tokenize_caption, tokenizer, 10)))("A CAT")
+    tokens, mask = tokenizer(["a cat"], 10)
+    np.testing.assert_array_equal(row["tokens"], tokens[0])
+    np.testing.assert_array_equal(row["mask"], mask[0])
+    with pytest.raises(ValueError, match=r"caption '\.\.\.' is empty once cleaned"):
+        tokenize_caption(tokenizer, 10, "...")
+
+
 def test_features_of_captions(encoder):
     features, mask = encoder.encode(CAPTIONS)
     assert features.shape == (4, LENGTH, 16) and mask.shape == (4, LENGTH)
@@ -129,7 +141,7 @@ def test_features_are_those_of_the_original_procedure(encoder, folder):
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
     model = transformers.T5EncoderModel(
-        transformers.T5Config(**tiny.t5_config_fields(CONFIG))
+        transformers.T5Config(**huggingface.t5_config_fields(CONFIG))
     ).eval()
     state = {name: torch.from_numpy(t) for name, t in tiny.t5_tensors().items()}
     model.load_state_dict(state | {"encoder.embed_tokens.weight": state["shared.weight"]})
@@ -197,7 +209,9 @@ def test_names_and_shapes_of_published_encoders(config):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
-        model = transformers.T5EncoderModel(transformers.T5Config(**tiny.t5_config_fields(config)))
+        model = transformers.T5EncoderModel(
+            transformers.T5Config(**huggingface.t5_config_fields(config))
+        )
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     assert expected.pop("encoder.embed_tokens.weight") == expected["shared.weight"]
     assert huggingface.t5_tensor_shapes(config) == expected
@@ -214,6 +228,15 @@ def test_parameters_come_one_at_a_time_in_the_wanted_dtype():
     next(leaves)
     assert reference() is None
     assert len(list(leaves)) == len(flatten_dict(huggingface.t5_shapes(CONFIG))) - 2
+
+
+def test_parameters_and_tensors_are_each_others_inverse():
+    tensors = tiny.t5_tensors()
+    params = unflatten_dict(dict(huggingface.t5_params(tensors, CONFIG)), sep="/")
+    back = huggingface.t5_tensors(params, CONFIG)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor)
 
 
 def test_tensors_that_do_not_fit_are_all_named():
@@ -237,7 +260,7 @@ def _without(name):
 
 def _config(**changes):
     def change(folder):
-        fields = tiny.t5_config_fields(CONFIG) | changes
+        fields = huggingface.t5_config_fields(CONFIG) | changes
         kept = {key: value for key, value in fields.items() if value is not None}
         (folder / "config.json").write_text(json.dumps(kept))
 

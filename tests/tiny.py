@@ -103,7 +103,9 @@ def meshes(*shapes: tuple[int, int, int]) -> list[Mesh]:
 def losses(config, mesh: Mesh, steps: int = 3) -> list[float]:
     """Losses of the first training steps."""
     task = make_task(config)
-    batches = train_batches(config.data, batch_size=config.batch_size, seed=config.seed)
+    batches = train_batches(
+        config.data, batch_size=config.batch_size, seed=config.seed, condition=task.condition
+    )
     with jax.set_mesh(mesh):
         state = sharding.sharded_init(task.init, config.sharding_rules, mesh)
         step, values = jax.jit(task.train_step), []
@@ -187,16 +189,10 @@ def write_spiece(folder: Path) -> Path:
     return folder / "spiece.model"
 
 
-def t5_config_fields(config: T5Config) -> dict:
-    """The entries of a Hugging Face folder's config.json."""
-    fields = {theirs: getattr(config, ours) for ours, theirs in huggingface._CONFIG_FIELDS.items()}
-    return fields | {"model_type": "t5"}
-
-
-def t5_tensors() -> dict[str, np.ndarray]:
-    """Random weights of `T5_CONFIG` by the names of Hugging Face."""
+def t5_tensors(config: T5Config = T5_CONFIG) -> dict[str, np.ndarray]:
+    """Random weights by the names of Hugging Face."""
     rng = np.random.default_rng(1)
-    shapes = huggingface.t5_tensor_shapes(T5_CONFIG)
+    shapes = huggingface.t5_tensor_shapes(config)
     return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -206,10 +202,7 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     export.write_tensors(path, entries)
 
 
-def write_t5(folder: Path, spiece: Path) -> Path:
+def write_t5(folder: Path, spiece: Path, config: T5Config = T5_CONFIG) -> Path:
     """A Hugging Face folder with a random encoder and the tokenizer `spiece`."""
-    folder.mkdir()
-    (folder / "spiece.model").write_bytes(spiece.read_bytes())
-    (folder / "config.json").write_text(json.dumps(t5_config_fields(T5_CONFIG)))
-    write_tensors(folder / "model.safetensors", t5_tensors())
+    huggingface.write_t5(folder, config, t5_tensors(config), spiece.read_bytes())
     return folder
