@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "accumulation_steps": 1,
             "init_from": "",
             "tokenizer": "vq_ds16_c2i",
+            "text_encoder": "",
             "sample": {"guidance_scale": 4.0, "top_k": 2000},
             "data": {
                 "source": "array_record",

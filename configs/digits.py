@@ -96,6 +96,7 @@ def _generator() -> dict:
         "sample_every": 300,
         "init_from": "",
         "tokenizer": "demo/tokenizer",
+        "text_encoder": "",
         "sample": {"guidance_scale": 3.0, "top_k": 0},
         "accumulation_steps": 1,
         "attention": "auto",

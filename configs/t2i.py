@@ -61,6 +61,7 @@ def _stage(
         "accumulation_steps": 1,
         "init_from": init_from,
         "tokenizer": "vq_ds16_t2i",
+        "text_encoder": "flan-t5-xl",
         "sample": {"guidance_scale": 7.5, "top_k": 1000},
         "data": {
             "source": "array_record",

@@ -307,6 +307,7 @@ def _generator_config(setting: Setting, name: str):
             "model": dataclasses.asdict(model),
             "init_from": "",
             "tokenizer": "",
+            "text_encoder": "",
             "sample": {"guidance_scale": 1.0, "top_k": 0},
             "accumulation_steps": 1,
             "attention": "auto",

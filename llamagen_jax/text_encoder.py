@@ -189,6 +189,19 @@ class TextEncoder:
         return unflatten_dict(placed, sep="/")
 
 
+def tokenize_caption(tokenizer: T5Tokenizer, length: int, caption: str) -> dict[str, np.ndarray]:
+    """Cleans a caption and returns its "tokens", int32 [T], and their "mask", bool [T].
+
+    Raises:
+      ValueError: nothing is left of the caption.
+    """
+    cleaned = clean(caption)
+    if not cleaned:
+        raise ValueError(f"its caption {caption!r} is empty once cleaned")
+    tokens, mask = tokenizer([cleaned], length)
+    return {"tokens": tokens[0], "mask": mask[0]}
+
+
 def caption_features(model: T5, params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Features [B, T, D] in the compute dtype, zero at padding; tokens and mask as of a tokenizer.
 

@@ -38,6 +38,11 @@ def encoded(image, kind="PNG"):
     return buffer.getvalue()
 
 
+def as_array(caption):
+    """A condition for batches that shows which caption was drawn."""
+    return {"caption": np.str_(caption)}
+
+
 def codes_config(folder, count):
     """A dataset whose labels number the records; record i has the codes [i, i], [-i, -i]."""
     write_dataset(
@@ -275,7 +280,7 @@ def test_captions_are_drawn_by_weight(captions_config, workers):
     plain = dataclasses.replace(
         captions_config, random_crop=False, random_flip=False, workers=workers
     )
-    batches = take(plain, 25, batch_size=8, seed=0)
+    batches = take(plain, 25, batch_size=8, seed=0, condition=as_array)
     assert batches[0].keys() == {"image", "caption", "skipped"}
     drawn = [str(caption) for batch in batches for caption in batch["caption"]]
     assert {int(caption.split()[1]) for caption in drawn} == {0, 1, 3, 5, 7}
@@ -286,26 +291,27 @@ def test_captions_are_drawn_by_weight(captions_config, workers):
     assert 0.48 < np.mean([caption == "long 0 é" for caption in of_both]) < 0.92
     for image, caption in zip(batches[1]["image"], batches[1]["caption"], strict=True):
         np.testing.assert_array_equal(image, noise(int(caption.split()[1])))
-    again = take(dataclasses.replace(plain, workers=0), 5, batch_size=8, seed=0, start=20)
-    assert_same(batches[20:], again)
+    one = dataclasses.replace(plain, workers=0)
+    assert_same(batches[20:], take(one, 5, batch_size=8, seed=0, start=20, condition=as_array))
 
 
 def test_what_captioned_records_lack_is_told(captions_config, caplog):
-    batches = take(captions_config, 9, batch_size=1, seed=0)
+    batches = take(captions_config, 9, batch_size=1, seed=0, condition=as_array)
     assert sum(batch["skipped"].item() for batch in batches) > 0
     assert "skipped sample 2 of" in caplog.text
     assert "ValueError: it has no caption of long, short, only: none" in caplog.text
     assert "skipped sample 0 of" in caplog.text
     assert "ValueError: 24x12 px are less than 24" in caplog.text
     enlarged = dataclasses.replace(captions_config, skip_small=False)
-    captions = [str(batch["caption"][0]) for batch in take(enlarged, 9, batch_size=1, seed=0)]
+    batches = take(enlarged, 9, batch_size=1, seed=0, condition=as_array)
+    captions = [str(batch["caption"][0]) for batch in batches]
     assert {"long 6 é", "short 6"} & set(captions)
 
 
 def test_eval_takes_the_caption_of_the_largest_weight(captions_config):
     weights = (("long", 0.3), ("short", 0.7))
     config = dataclasses.replace(captions_config, caption_weights=weights)
-    (batch,) = eval_batches(config, batch_size=8)
+    (batch,) = eval_batches(config, batch_size=8, condition=as_array)
     assert batch["weight"].tolist() == [1] * 5 + [0] * 3
     expected = ["short 0", "long 1 é", "long 3 é", "long 5 é", "long 7 é"]
     assert batch["caption"][:5].tolist() == expected
@@ -314,10 +320,34 @@ def test_eval_takes_the_caption_of_the_largest_weight(captions_config):
 def test_a_caption_that_no_record_has_is_named(captions_config):
     config = dataclasses.replace(captions_config, caption_weights=(("lnog", 1),))
     with pytest.raises(InputError, match=r"no caption of lnog, only: .*long"):
-        take(config, 1, batch_size=1, seed=0)
+        take(config, 1, batch_size=1, seed=0, condition=as_array)
     config = dataclasses.replace(captions_config, caption_weights=())
     with pytest.raises(InputError, match=r"needs label and an image or codes but has only: image"):
         take(config, 1, batch_size=1, seed=0)
+
+
+def test_batches_without_a_condition_need_none(captions_config):
+    plain = dataclasses.replace(captions_config, caption_weights=(), skip_small=False)
+    batches = take(plain, 4, batch_size=2, seed=0, condition=None)
+    assert batches[0].keys() == {"image", "skipped"}
+    (batch,) = eval_batches(plain, batch_size=8, condition=None)
+    assert batch["weight"].sum() == 7  # all but the truncated one
+
+
+def test_conditions_that_cannot_be_made_are_skipped(captions_config, caplog):
+    def only_short(caption):
+        if caption.startswith("long"):
+            raise ValueError(f"{caption} is refused")
+        return as_array(caption)
+
+    batches = take(captions_config, 6, batch_size=4, seed=0, condition=only_short)
+    assert {str(caption) for batch in batches for caption in batch["caption"]} == {"short 0"}
+    assert "ValueError: long 3 é is refused" in caplog.text
+
+
+def test_features_must_be_packed(captions_config):
+    with pytest.raises(InputError, match=r"needs text and an image or codes but has only: image"):
+        take(captions_config, 1, batch_size=1, seed=0)
 
 
 def test_eval_is_one_padded_pass_in_order(tmp_path):

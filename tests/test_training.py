@@ -254,7 +254,7 @@ def test_batch_must_divide_over_the_mesh(tmp_path, codes):
         ({"model__grid_size": 5}, "holds 16 codes per image but .* makes 25"),
         ({"model__vocab_size": 16}, "holds codes below 32 but config.model.vocab_size=16"),
         ({"model__num_classes": 4}, "has 10 classes but config.model.num_classes=4"),
-        ({"data__source": "digits", "data__train": "train"}, "holds no codes"),
+        ({"data__source": "digits", "data__train": "train"}, "holds images: name the config.token"),
     ],
 )
 def test_codes_that_do_not_fit_the_model_are_refused(tmp_path, codes, change, message):

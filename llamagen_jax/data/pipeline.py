@@ -12,6 +12,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -21,6 +22,9 @@ from PIL import Image
 from llamagen_jax.data import transforms
 from llamagen_jax.data.sources import SOURCES, Source, open_source
 from llamagen_jax.errors import InputError, nearest
+
+# What stands beside the images or codes of a batch, see `train_batches`.
+Condition = Literal["stored"] | Callable[[str], dict[str, np.ndarray]] | None
 
 _MAX_BROKEN_RUN = 1000
 
@@ -82,29 +86,34 @@ def train_batches(
     batch_size: int,
     seed: int,
     start: int = 0,
+    condition: Condition = "stored",
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
     """Endless batches of the training data from step `start` on, reshuffled every epoch.
 
-    Batches hold {"image": uint8 [b, S, S, 3], "label": int32 [b]}, or, for records with codes,
-    {"codes": int32 [b, L], "label": int32 [b]}, one row of the codes drawn at random. With
-    `config.caption_weights` there is "caption" (str [b], numpy's unicode dtype) instead of
-    "label", or, for records with text features, "features" (bfloat16 [b, T, C], zero at padding,
-    which is on the left) and "mask" (bool [b, T], False at padding) of the caption that is drawn; T
-    is the length that the dataset's manifest tells. A broken record is replaced by the next whole
-    one of the stream; "skipped" (bool [b]) tells where.
+    Batches hold "image" (uint8 [b, S, S, 3]) or, for records with codes, "codes" (int32 [b, L]),
+    one row of the codes drawn at random, and what `condition` asks for. A broken record is replaced
+    by the next whole one of the stream; "skipped" (bool [b]) tells where.
 
-    `batch_size` is over all processes, which get b = batch_size / process_count consecutive rows
-    each. Before broken records are replaced, every record is seen exactly once per epoch. Close
-    the iterator if `config.workers` > 0.
+    Args:
+      condition: None for batches without one. "stored" for "label" (int32 [b]) or, with
+        `config.caption_weights`, for "features" (bfloat16 [b, T, C], zero at padding, which is on
+        the left) and "mask" (bool [b, T], False at padding) of the caption that is drawn; T is the
+        length that the dataset's manifest tells. A function makes arrays by name, all of equal
+        shapes, of the caption that is drawn; it must be picklable if `config.workers` > 0, and a
+        ValueError of it says that the record is broken.
+      batch_size: over all processes, which get b = batch_size / process_count consecutive rows
+        each. Before broken records are replaced, every record is seen exactly once per epoch.
+
+    Close the iterator if `config.workers` > 0.
 
     Raises InputError if the data cannot be opened, or, while iterating, if a record is of another
-    kind (neither image nor codes, or no label), or if 1000 records in a row are broken. A record
-    without any of the captions is a broken one.
+    kind (neither image nor codes, or without the condition), or if 1000 records in a row are
+    broken. A record without any of the captions is a broken one.
     """
     share = batch_size // process_count
-    batches = _TrainBatches(config, batch_size, seed, process_index * share, share)
+    batches = _TrainBatches(config, condition, batch_size, seed, process_index * share, share)
     iterator = (
         grain.MapDataset.source(batches)[start:]
         # Elements are whole batches: a long buffer would load thousands of records ahead.
@@ -119,7 +128,12 @@ def train_batches(
 
 
 def eval_batches(
-    config: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    config: DataConfig,
+    *,
+    batch_size: int,
+    condition: Condition = "stored",
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """One pass over this process's share of the held-out data, in order, without augmentation.
 
@@ -132,7 +146,7 @@ def eval_batches(
     if not config.eval:
         raise InputError("data.eval is empty: name the held-out data to evaluate on")
     source = open_source(config.source, config.eval)
-    load = functools.partial(_load, config, source, _eval_example)
+    load = functools.partial(_load, config, source, condition, _eval_example)
     padding = next(filter(_is_whole, map(load, range(len(source)))), None)
     if padding is None:
         raise InputError(f"every record of {source!r} is broken: copy or write the data again")
@@ -157,17 +171,24 @@ def _is_whole(example: dict | _Broken) -> bool:
 
 
 def _load(
-    config: DataConfig, source: Source, make_example: Callable[..., dict], index: int, *rng
+    config: DataConfig,
+    source: Source,
+    condition: Condition,
+    make_example: Callable[..., dict],
+    index: int,
+    *rng: np.random.Generator,
 ) -> dict | _Broken:
-    condition = "captions" if config.caption_weights else "label"
+    needed = "label"
+    if config.caption_weights:
+        needed = "text" if condition == "stored" else "captions"
     try:
         record = source[index]
-        if condition not in record or not record.keys() & {"image", "codes"}:
+        if (condition and needed not in record) or not record.keys() & {"image", "codes"}:
             raise InputError(
-                f"{source.name(index)} needs {condition} and an image or codes but has only: "
+                f"{source.name(index)} needs {needed} and an image or codes but has only: "
                 f"{', '.join(record)}"
             )
-        chosen = _condition(config, source, record, *rng)
+        chosen = _condition(config, source, condition, record, *rng)
         return make_example(config, record, *rng) | chosen
     except InputError:
         raise
@@ -205,37 +226,53 @@ def _decode(config: DataConfig, record: dict, fast_side: int = 0) -> Image.Image
 
 
 def _condition(
-    config: DataConfig, source: Source, record: dict, rng: np.random.Generator | None = None
+    config: DataConfig,
+    source: Source,
+    condition: Condition,
+    record: dict,
+    rng: np.random.Generator | None = None,
 ) -> dict:
-    """The label, or one caption or its features: drawn by `rng`, or that of the largest weight."""
+    """The label, or what is asked for of one caption: drawn by `rng`, or of the largest weight."""
+    if condition is None:
+        return {}
     if not config.caption_weights:
         return {"label": np.int32(record["label"])}
-    texts = record.get("text", record["captions"])
-    present = {name: weight for name, weight in config.caption_weights if name in texts}
-    if not present:
-        names = ", ".join(name for name, _ in config.caption_weights)
-        raise ValueError(f"it has no caption of {names}, only: {', '.join(texts) or 'none'}")
-    if rng is None:
-        name = max(present, key=present.get)
-    else:
-        weights = np.array(list(present.values()))
-        name = rng.choice(list(present), p=weights / weights.sum())
-    if "text" not in record:
-        return {"caption": np.str_(texts[name])}
-    padding = source.manifest.text_encoder.length - len(texts[name])
+    if condition != "stored":
+        return condition(_choose(config.caption_weights, record["captions"], rng))
+    rows = _choose(config.caption_weights, record["text"], rng)
+    padding = source.manifest.text_encoder.length - len(rows)
     return {
-        "features": np.pad(texts[name], ((padding, 0), (0, 0))),
-        "mask": np.arange(padding + len(texts[name])) >= padding,
+        "features": np.pad(rows, ((padding, 0), (0, 0))),
+        "mask": np.arange(padding + len(rows)) >= padding,
     }
+
+
+def _choose(weights: tuple, by_name: dict[str, Any], rng: np.random.Generator | None) -> Any:
+    present = {name: weight for name, weight in weights if name in by_name}
+    if not present:
+        names = ", ".join(name for name, _ in weights)
+        raise ValueError(f"it has no caption of {names}, only: {', '.join(by_name) or 'none'}")
+    if rng is None:
+        return by_name[max(present, key=present.get)]
+    drawn = np.array(list(present.values()))
+    return by_name[rng.choice(list(present), p=drawn / drawn.sum())]
 
 
 class _TrainBatches:
     """Random access to the batches of the endless stream, as grain reads a source."""
 
-    def __init__(self, config: DataConfig, batch_size: int, seed: int, first: int, count: int):
+    def __init__(
+        self,
+        config: DataConfig,
+        condition: Condition,
+        batch_size: int,
+        seed: int,
+        first: int,
+        count: int,
+    ):
         self._source = open_source(config.source, config.train)
         self._order = grain.MapDataset.range(len(self._source)).seed(seed).shuffle().repeat()
-        self._load = functools.partial(_load, config, self._source, _train_example)
+        self._load = functools.partial(_load, config, self._source, condition, _train_example)
         self._batch_size, self._seed, self._first, self._count = batch_size, seed, first, count
         self._threads = max((os.cpu_count() or 1) // max(config.workers, 1), 1)
 

@@ -121,13 +121,16 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorTraining(TrainConfig):
-    """Training a Llama on packed codes, with labels or with text features.
+    """Training a Llama on packed codes, with labels or text features, or on images and captions.
 
     Attributes:
       init_from: as of `TokenizerTraining`; the grid may be of another size than there, as in the
         paper's second stage of text to image.
-      tokenizer: file, export or work folder of the VQGAN that made the codes; "" trains without
-        sample images and without checking that the codes are its.
+      tokenizer: file, export or work folder of the VQGAN that made the codes, or that is to make
+        them of images while training; "" trains on packed codes without sample images and without
+        checking that the codes are its.
+      text_encoder: folder of the T5 that made the text features, or that is to make them of
+        captions while training; only then, and by sample.py, it is opened. "" for labels.
       sample: settings of the sample images.
       accumulation_steps: parts of a batch whose gradients are computed one after another, for
         batches that do not fit in memory at once.
@@ -138,6 +141,7 @@ class GeneratorTraining(TrainConfig):
     model: LlamaConfig
     init_from: str
     tokenizer: str
+    text_encoder: str
     sample: SampleConfig
     accumulation_steps: int
     attention: str

@@ -133,6 +133,7 @@ def make_task(
         example,
         codes_per_example=c.code_length,
         flops_per_example=3 * forward,  # for each product the backward pass has two
+        condition="stored",
         load=functools.partial(with_params, params=init_params) if init_params else None,
     )
 
@@ -197,14 +198,24 @@ def accumulate(
     return jax.tree.map(lambda leaf: leaf / steps, total)
 
 
-def check_data(config: GeneratorTraining, source: Source, tokenizer) -> None:
-    """Raises InputError when the codes to train on do not fit the model or the tokenizer."""
-    model, name = config.model, config.data.train
-    if config.data.source != "array_record" or source.manifest.tokenizer is None:
+def holds_codes(source: Source) -> bool:
+    """Whether the source's records are packed codes, rather than images."""
+    return hasattr(source, "manifest") and source.manifest.tokenizer is not None
+
+
+def check_classes(config: GeneratorTraining, source: Source) -> None:
+    """Raises InputError when the data have more classes than the model."""
+    classes, most = len(source.class_names), config.model.num_classes
+    if config.model.condition == "class" and classes > most:
         raise InputError(
-            f"config.data.train={name} holds no codes; make some of these images with "
-            "`python -m llamagen_jax.data.prepare codes`"
+            f"{config.data.train} has {classes} classes but config.model.num_classes={most}; "
+            "raise it"
         )
+
+
+def check_codes(config: GeneratorTraining, source: Source, tokenizer) -> None:
+    """Raises InputError when packed codes do not fit the model or the tokenizer."""
+    model, name = config.model, config.data.train
     made_by, length = source.manifest.tokenizer, source.manifest.code_shape[1]
     if length != model.code_length:
         raise InputError(
@@ -216,11 +227,7 @@ def check_data(config: GeneratorTraining, source: Source, tokenizer) -> None:
             f"{name} holds codes below {made_by.codebook_size} but config.model.vocab_size="
             f"{model.vocab_size}; raise it"
         )
-    if model.condition == "class" and len(source.class_names) > model.num_classes:
-        raise InputError(
-            f"{name} has {len(source.class_names)} classes but config.model.num_classes="
-            f"{model.num_classes}; raise it"
-        )
+    check_classes(config, source)
     if model.condition == "text":
         _check_features(config, source)
     if tokenizer and weights_hash(tokenizer[1]) != made_by.sha256:

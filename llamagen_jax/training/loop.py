@@ -6,11 +6,9 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from absl import logging
@@ -20,20 +18,21 @@ from tqdm import tqdm
 from llamagen_jax import flops, sharding
 from llamagen_jax.checkpoint import Checkpointer
 from llamagen_jax.data.pipeline import eval_batches, train_batches
-from llamagen_jax.data.sources import open_source
+from llamagen_jax.data.sources import Source, open_source
 from llamagen_jax.errors import InputError
 from llamagen_jax.export import read_config
 from llamagen_jax.files import staged
 from llamagen_jax.images import to_uint8
 from llamagen_jax.models.vqgan import VQGAN
-from llamagen_jax.training import generator, tokenizer
+from llamagen_jax.training import generator, online, tokenizer
 from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining
 from llamagen_jax.training.metrics_log import MetricsLog
 from llamagen_jax.training.optimizer import TrainState, learning_rate
 from llamagen_jax.training.task import Task
 
 # Keys that may differ when a work folder's run goes on; any other would make it another run.
-_MAY_CHANGE = ("steps", "tokenizer", "sample.", "mesh.", "sharding_rules")
+_MAY_CHANGE = ("steps", "sample.", "mesh.", "sharding_rules")
+_ENCODERS = ("tokenizer", "text_encoder")
 
 
 def train(
@@ -49,7 +48,8 @@ def train(
     Args:
       config: the run.
       workdir: gets config.json, checkpoints/, metrics.jsonl, events/ and samples/.
-      vqgan: model and parameters of the tokenizer of a generator's codes; None draws no samples.
+      vqgan: model and parameters of the tokenizer of a generator's codes; None draws no samples
+        and trains on packed codes only.
 
     Returns:
       The final state.
@@ -63,18 +63,25 @@ def train(
     if isinstance(config, TokenizerTraining):
         task = tokenizer.make_task(config, tokenizer.load_weights(config))
     else:
-        generator.check_data(config, source, vqgan)
-        task = generator.make_task(config, vqgan, generator.load_init(config))
-    _open_workdir(workdir, config, source.class_names)
+        task = _generator_task(config, source, vqgan, mesh)
+    # Packed data tell which encoders they are of; images are encoded by those that are named.
+    may_change = _MAY_CHANGE if task.encode else (*_MAY_CHANGE, *_ENCODERS)
+    _open_workdir(workdir, config, source.class_names, may_change)
     peak = flops.peak(config.model.dtype)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(contextlib.closing(Checkpointer(workdir)))
         state = _start(task, config, mesh, checkpoints)
-        batches = _train_batches(config, start=int(state.step))
+        batches = train_batches(
+            config.data, seed=config.seed, start=int(state.step), **_share(config, task)
+        )
         stack.enter_context(contextlib.closing(batches))
         log = stack.enter_context(contextlib.closing(MetricsLog(workdir, int(state.step))))
+
+        def put(batch: dict) -> dict:
+            placed = sharding.put_batch(batch, mesh)
+            return task.encode(placed) if task.encode else placed
 
         train_step = jax.jit(task.train_step, donate_argnums=0)
         eval_step = jax.jit(task.eval_step)
@@ -87,7 +94,7 @@ def train(
         for step in range(int(state.step) + 1, config.steps + 1):
             batch = next(batches)
             skipped += int(batch.pop("skipped").sum())
-            state, now = train_step(state, sharding.put_batch(batch, mesh))
+            state, now = train_step(state, put(batch))
             # Not jitted: jit's cache may take collections of another class but equal structure for
             # these.
             merged = now if merged is None else merged.merge(now)
@@ -112,15 +119,14 @@ def train(
                     logging.warning(warning)
                 merged, skipped = None, 0
             if config.data.eval and _due(config, step, config.eval_every):
-                held_out = (sharding.put_batch(b, mesh) for b in _eval_batches(config))
-                metrics = (eval_step(state.eval_params, b) for b in held_out)
+                held_out = eval_batches(config.data, **_share(config, task))
+                metrics = (eval_step(state.eval_params, put(b)) for b in held_out)
                 total = functools.reduce(lambda a, b: a.merge(b), metrics)
                 log.scalars(step, "eval", total.compute())
             if task.preview and _due(config, step, config.sample_every):
                 if config.data.eval:
-                    batch = next(_eval_batches(config))
-                shown = sharding.put_batch(batch, mesh)
-                log.pictures(step, to_uint8(task.preview(state.eval_params, shown)))
+                    batch = next(eval_batches(config.data, **_share(config, task)))
+                log.pictures(step, to_uint8(task.preview(state.eval_params, put(batch))))
             if _due(config, step, config.checkpoint_every):
                 check(now, step)
                 checkpoints.save(state)
@@ -197,30 +203,36 @@ def make_mesh(config: TokenizerTraining | GeneratorTraining) -> Mesh:
     return mesh
 
 
-def _train_batches(config, start: int) -> grain.DatasetIterator:
-    return train_batches(config.data, seed=config.seed, start=start, **_share(config))
-
-
-def _eval_batches(config) -> Iterator[dict[str, np.ndarray]]:
-    return eval_batches(config.data, **_share(config))
-
-
-def _share(config) -> dict[str, int]:
+def _share(config, task: Task) -> dict[str, Any]:
     return {
+        "condition": task.condition,
         "batch_size": config.batch_size,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }
 
 
-def _open_workdir(workdir: Path, config, class_names: tuple[str, ...]) -> None:
+def _generator_task(config: GeneratorTraining, source: Source, vqgan, mesh: Mesh) -> Task:
+    packed = generator.holds_codes(source)
+    if packed:
+        generator.check_codes(config, source, vqgan)
+    else:
+        generator.check_classes(config, source)
+    task = generator.make_task(config, vqgan, generator.load_init(config))
+    return task if packed else online.from_images(task, config, vqgan, mesh)
+
+
+def _open_workdir(
+    workdir: Path, config, class_names: tuple[str, ...], may_change: tuple[str, ...]
+) -> None:
     """Makes the folder, or checks that the run in it is the one to go on with."""
     values = json.loads(json.dumps(dataclasses.asdict(config) | {"class_names": class_names}))
     path = workdir / "config.json"
     if path.exists():
         before, after = _flatten(read_config(workdir)), _flatten(values)
         for key in before.keys() | after.keys():
-            if before.get(key) != after.get(key) and not _may_change(key):
+            free = key.startswith(may_change) or key.endswith("_every")
+            if before.get(key) != after.get(key) and not free:
                 raise InputError(
                     f"{workdir} holds a run with {key}={before.get(key)!r}, not "
                     f"{after.get(key)!r}; go on with that value or choose another --workdir"
@@ -238,10 +250,6 @@ def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _may_change(key: str) -> bool:
-    return key.startswith(_MAY_CHANGE) or key.endswith("_every")
 
 
 def _start(task: Task, config, mesh: Mesh, checkpoints: Checkpointer) -> TrainState:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from clu import metrics
 
+from llamagen_jax.data.pipeline import Condition
 from llamagen_jax.training.optimizer import TrainState
 
 
@@ -21,9 +22,13 @@ class Task:
       eval_step: (params, batch with "weight") -> metrics, which the loop merges over batches.
       preview: (params, batch) -> float images in [-1, 1], [rows, columns, H, W, 3]; None when there
         is nothing to show.
-      example: shapes and dtypes of one row of a training batch.
+      example: shapes and dtypes of one row of the batches that steps take.
       codes_per_example: of the image that an example is.
       flops_per_example: of a training step without recomputation.
+      condition: what stands beside images or codes in the data's batches, see
+        `data.pipeline.train_batches`.
+      encode: a batch of the data, on the devices -> the batch that steps take; None where they are
+        the same.
       load: puts weights that come from files into a state fresh from `init`; None without any.
       warning: (step, logged values) -> a line to warn with, or None; None when nothing is watched.
     """
@@ -35,5 +40,7 @@ class Task:
     example: dict[str, jax.ShapeDtypeStruct]
     codes_per_example: int
     flops_per_example: float
+    condition: Condition
+    encode: Callable[[dict], dict] | None = None
     load: Callable[[TrainState], TrainState] | None = None
     warning: Callable[[int, Mapping[str, Any]], str | None] | None = None

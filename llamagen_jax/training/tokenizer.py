@@ -115,6 +115,7 @@ def make_task(config: TokenizerTraining, weights: Weights | None = None) -> Task
         example={"image": jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)},
         codes_per_example=(size // config.model.downsampling) ** 2,
         flops_per_example=flops.count(counted.train_step, jax.eval_shape(counted.init), batch),
+        condition=None,
         load=functools.partial(_load, weights) if weights else None,
         warning=training.warning,
     )

@@ -1,0 +1,99 @@
+"""Training a generator on images and captions: frozen models encode every batch on the devices.
+
+The alternative to packing codes and features first (`data.prepare codes` and `prepare text`): no
+files in between and other crops in every epoch, for the price of encoding everything every time.
+"""
+
+import dataclasses
+import functools
+
+import jax
+from jax.sharding import Mesh
+
+from llamagen_jax.data.latents import encoder
+from llamagen_jax.errors import InputError
+from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.text_encoder import TextEncoder, caption_features, tokenize_caption
+from llamagen_jax.training.config import GeneratorTraining
+from llamagen_jax.training.task import Task
+
+
+def from_images(
+    task: Task, config: GeneratorTraining, vqgan: tuple[VQGAN, dict] | None, mesh: Mesh
+) -> Task:
+    """A generator's task on codes, fed with images instead, and with captions where it reads text.
+
+    The functions that encode are those of the packing commands, so the same images and captions
+    give the same codes, and the same features up to bfloat16's rounding at another batch size.
+
+    Args:
+      task: of `generator.make_task`.
+      config: of the run; `config.text_encoder` is opened for a text-conditional model.
+      vqgan: model and parameters of `config.tokenizer`.
+      mesh: the text encoder's parameters are split over it, the tokenizer's are copied.
+
+    Raises:
+      InputError: an encoder is not named, cannot be opened or does not fit the model or the data.
+    """
+    model, vqgan_params = _check_tokenizer(config, vqgan)
+    condition, t5, t5_params = "stored", None, None
+    if config.model.condition == "text":
+        text_encoder = _load_text_encoder(config, mesh)
+        condition = functools.partial(tokenize_caption, text_encoder.tokenizer, text_encoder.length)
+        t5, t5_params = text_encoder.model, text_encoder.params
+    frozen = jax.device_put(vqgan_params, jax.NamedSharding(mesh, jax.P())), t5_params
+
+    @jax.jit
+    def encode(frozen: tuple[dict, dict | None], batch: dict) -> dict:
+        vqgan_params, t5_params = frozen
+        images, rest = batch["image"], {k: v for k, v in batch.items() if k != "image"}
+        codes = encoder(model)(vqgan_params, images)
+        if t5 is not None:
+            tokens = rest.pop("tokens")
+            rest["features"] = caption_features(t5, t5_params, tokens, rest["mask"])
+        return rest | {"codes": codes.reshape(len(images), -1)}
+
+    return dataclasses.replace(task, condition=condition, encode=functools.partial(encode, frozen))
+
+
+def _check_tokenizer(
+    config: GeneratorTraining, vqgan: tuple[VQGAN, dict] | None
+) -> tuple[VQGAN, dict]:
+    if vqgan is None:
+        raise InputError(
+            f"config.data.train={config.data.train} holds images: name the config.tokenizer that "
+            "turns them into codes, or make codes with `python -m llamagen_jax.data.prepare codes`"
+        )
+    size, made = config.data.image_size, vqgan[0].config
+    if size != config.model.grid_size * made.downsampling:
+        raise InputError(
+            f"config.data.image_size={size} does not give the grid_size={config.model.grid_size} "
+            f"of config.model: the tokenizer makes a code of {made.downsampling} pixels"
+        )
+    if made.codebook_size > config.model.vocab_size:
+        raise InputError(
+            f"the tokenizer has {made.codebook_size} codes but config.model.vocab_size="
+            f"{config.model.vocab_size}; raise it"
+        )
+    return vqgan
+
+
+def _load_text_encoder(config: GeneratorTraining, mesh: Mesh) -> TextEncoder:
+    if not config.text_encoder or not config.data.caption_weights:
+        raise InputError(
+            "training on images and captions needs config.text_encoder, the folder of a T5, and "
+            "config.data.caption_weights, the names of the captions"
+        )
+    loaded = TextEncoder.load(
+        config.text_encoder,
+        mesh=mesh,
+        length=config.model.condition_length,
+        batch_size=config.batch_size,
+    )
+    width = loaded.model.config.dim
+    if width != config.model.caption_dim:
+        raise InputError(
+            f"config.text_encoder={config.text_encoder} has features of width {width} but "
+            f"config.model.caption_dim={config.model.caption_dim}; change one of them"
+        )
+    return loaded
