@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     has_config = (Path(args.generator) / "config.json").exists()
     metadata = export.read_config(args.generator) if has_config else {}
     tokenizer_path = args.tokenizer or metadata.get("tokenizer")
+    text_encoder = args.text_encoder or metadata.get("text_encoder")
     if not tokenizer_path:
         raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
     prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = _load("--tokenizer", tokenizer_path, "tokenizer")
     config = generator[0].config
     _check_fit(args.generator, config, tokenizer_path, tokenizer[0].config)
-    _check_condition(args, config)
+    _check_condition(args, config, text_encoder)
     given = {name: getattr(args, name) for name in _GENERATE_ARGUMENTS}
     settings = _DEFAULTS[config.condition] | {k: v for k, v in given.items() if v is not None}
     is_text = config.condition == "text"
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     # Opened before the long work, so that a path that cannot be written is known at once.
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
         if is_text:
-            conditions = encode_prompts(args.text_encoder, config, prompts)
+            conditions = encode_prompts(text_encoder, config, prompts)
         else:
             conditions = {"condition": subjects}
         batches = list(_sample(args, settings, generator, tokenizer, conditions))
@@ -102,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument(
         "--text-encoder",
         metavar="FOLDER",
-        help="the T5 that the generator was trained with, as Hugging Face stores it (for prompts)",
+        help="for prompts: folder of the T5 that the generator was trained with, as Hugging Face "
+        "stores it (the one that a work folder's run named)",
     )
     what = parser.add_argument_group("what to sample")
     subjects = what.add_mutually_exclusive_group()
@@ -169,7 +171,9 @@ def _check_fit(
         )
 
 
-def _check_condition(args: argparse.Namespace, config: lg.LlamaConfig) -> None:
+def _check_condition(
+    args: argparse.Namespace, config: lg.LlamaConfig, text_encoder: str | None
+) -> None:
     """Refuses options for another condition than the generator's, and missing ones."""
     other = {"class": ("prompts", "prompt_file", "text_encoder"), "text": ("labels",)}
     for name in other[config.condition]:
@@ -184,7 +188,7 @@ def _check_condition(args: argparse.Namespace, config: lg.LlamaConfig) -> None:
                 f"give --prompts or --prompt-file: the generator {args.generator} is a "
                 f"{zoo.describe(config)}"
             )
-        if args.text_encoder is None:
+        if not text_encoder:
             raise InputError("give --text-encoder, the T5 that the generator was trained with")
 
 

@@ -241,6 +241,18 @@ def test_images_of_prompts_depend_on_their_number_and_prompt_alone(text_models, 
     np.testing.assert_array_equal(np.flatnonzero(changed), [2, 3])
 
 
+def test_a_run_names_its_tokenizer_and_text_encoder(text_models, tmp_path):
+    options = dict(zip(text_models[::2], text_models[1::2], strict=True))
+    encoders = {"tokenizer": options["--tokenizer"], "text_encoder": options["--text-encoder"]}
+    generator = write_export(tmp_path / "run", TEXT, **{k: str(v) for k, v in encoders.items()})
+    prompts = ["--prompts", "a cat", "--output"]
+    run("--generator", generator, *prompts, tmp_path / "a.npz")
+    run(*text_models, *prompts, tmp_path / "b.npz")
+    np.testing.assert_array_equal(
+        read(tmp_path / "a.npz")["codes"], read(tmp_path / "b.npz")["codes"]
+    )
+
+
 def test_the_generator_reads_features_and_their_mask(text_models, monkeypatch):
     calls = []
 
