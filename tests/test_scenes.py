@@ -23,6 +23,8 @@ from llamagen_jax.data.scenes import (
     render,
 )
 from llamagen_jax.data.tar_shards import TarShardsSource
+from llamagen_jax.prompts import read_prompts
+from llamagen_jax.text_encoder import TextEncoder
 
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -192,6 +194,39 @@ def test_metadata_are_filtered_and_rendered(tmp_path, capsys):
         assert texts["txt"] == texts["caption"] == texts["short"]
         kinds = sorted((color, shape) for _, color, shape in told(texts["long"])[0])
         assert sorted((thing.color, thing.shape) for thing in scene_check.find(image)) == kinds
+
+
+def test_prompts_of_held_out_scenes_are_written(tmp_path):
+    run("scene-prompts", tmp_path / "prompts.txt", "--count", 20, "--seed", 5)
+    prompts = [prompt.caption for prompt in held_out_prompts(20, 5)]
+    assert read_prompts(tmp_path / "prompts.txt") == prompts
+
+
+def test_random_encoder_tells_what_stands_beside_a_shape(tmp_path):
+    """A linear map reads a shape's colour, and whether it is the first or the second, off it."""
+    pytest.importorskip("sentencepiece")
+    run("scenes", tmp_path / "rows.parquet", "--count", 500)
+    run("scene-encoder", tmp_path / "rows.parquet", tmp_path / "t5")
+    encoder = TextEncoder.load(tmp_path / "t5", length=20, batch_size=64)
+    rng = np.random.default_rng(0)
+    texts = [captions(scene, rng)["long"].lower() for scene in scenes(900) if scene.relation]
+    features, mask = encoder.encode(texts)
+    assert features.shape == (len(texts), 20, 128) and mask.all(axis=1).sum() == 0
+    rows, colors, places = [], [], []
+    for text, tokens in zip(texts, features, strict=True):
+        words = text.replace(".", " .").split()
+        shapes = [i for i, word in enumerate(words) if word in SHAPES]
+        for place, i in enumerate(shapes):
+            rows.append(tokens[i - len(words) - 1])  # every word is one token, then comes the end
+            colors.append(list(COLORS).index(words[i - 1]))
+            places.append(place)
+    rows = np.array(rows, np.float32)
+    half = len(rows) // 2
+    for facts, count in ((colors, len(COLORS)), (places, 2)):
+        targets = np.eye(count)[facts]
+        weights, *_ = np.linalg.lstsq(rows[:half], targets[:half], rcond=1e-3)
+        right = (rows[half:] @ weights).argmax(1) == facts[half:]
+        assert right.mean() > 0.95
 
 
 def test_unfiltered_rows_are_rendered_as_they_would_be_fetched(tmp_path, capsys):

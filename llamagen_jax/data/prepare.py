@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from llamagen_jax.data import filter as metadata_filter
-from llamagen_jax.data import pack, scene_files, text_features, transforms
+from llamagen_jax.data import pack, scene_encoder, scene_files, text_features, transforms
 from llamagen_jax.data.extract import Extraction, extract
 from llamagen_jax.data.latents import (
     decode_folder,
@@ -229,6 +229,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     scene_files.add_render_arguments(
         commands.add_parser("render", help="tar shards of the images of those metadata")
+    )
+
+    scene_files.add_prompts_arguments(
+        commands.add_parser("scene-prompts", help="captions of scenes that are never trained on")
+    )
+    scene_encoder.add_arguments(
+        commands.add_parser(
+            "scene-encoder", help="a small text encoder of random weights for their captions"
+        )
     )
 
     for command in (codes, encode, decode):

@@ -16,13 +16,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from llamagen_jax.data.filter import import_extra, parquet_files
-from llamagen_jax.data.scenes import Scene, captions, random_scene, render
+from llamagen_jax.data.scenes import Scene, captions, held_out_prompts, random_scene, render
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 
 _URL = re.compile(r"https://scenes\.example/(train|held-out)/(\d+)/(\d+)\.jpg")
 _DEFECTS = ("url", "size", "aesthetic", "watermark", "similarity", "duplicate")
 _DEFECT_SHARE = 0.25
+_MOST_PROMPTS = 1000  # of the few thousand different ones that there are
 
 
 def write_metadata(output: str, *, count: int, seed: int, held_out: bool = False) -> None:
@@ -93,7 +94,7 @@ def render_shards(metadata: str, output: str, *, image_size: int, shard_size: in
     """
     if image_size < 8 or shard_size < 1:
         raise InputError(f"image size {image_size} or shard size {shard_size} is too small")
-    rows = _read_rows(metadata)
+    rows = read_rows(metadata, "URL", "TEXT", "WIDTH", "long", "short")
     scenes = [(match, row) for row in rows if (match := _URL.fullmatch(row[0]))]
     if not scenes:
         raise InputError(f"no row of {metadata} is the address of a scene: check the path")
@@ -107,10 +108,31 @@ def render_shards(metadata: str, output: str, *, image_size: int, shard_size: in
     print(f"wrote {len(scenes)} images to {output}; skipped {len(rows) - len(scenes)}")
 
 
-def _read_rows(metadata: str) -> list[tuple]:
+def write_prompts(output: str, *, count: int, seed: int) -> None:
+    """Writes a text file of different captions of held-out scenes, one per line.
+
+    They are those of `scenes.held_out_prompts`, which also tells the scenes.
+
+    Raises:
+      InputError: the count is impossible, or the output exists or cannot be written.
+    """
+    if not 1 <= count <= _MOST_PROMPTS:
+        raise InputError(f"count {count} must be at least 1 and at most {_MOST_PROMPTS}")
+    with staged(output) as partial:
+        prompts = held_out_prompts(count, seed)
+        partial.write_text("".join(f"{prompt.caption}\n" for prompt in prompts))
+    print(f"wrote {count} prompts to {output}")
+
+
+def read_rows(metadata: str, *columns: str) -> list[tuple]:
+    """The columns' values in every row of what `write_metadata` or `filter` of it wrote.
+
+    Raises:
+      InputError: the path is wrong, or the metadata are not of scenes.
+    """
     duckdb = import_extra("duckdb")
     files = [str(file) for file in parquet_files(metadata)]
-    query = "SELECT URL, TEXT, WIDTH, long, short FROM read_parquet(?)"
+    query = f"SELECT {', '.join(columns)} FROM read_parquet(?)"
     try:
         with duckdb.connect() as database:
             return database.execute(query, [files]).fetchall()
@@ -154,6 +176,14 @@ def add_scenes_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out", action="store_true", help="combinations that are never trained on"
     )
+
+
+def add_prompts_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `prepare scene-prompts`."""
+    parser.set_defaults(run=write_prompts)
+    parser.add_argument("output", metavar="OUTPUT", help="text file to write")
+    parser.add_argument("--count", type=int, required=True, help="prompts, all different")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes and captions (0)")
 
 
 def add_render_arguments(parser: argparse.ArgumentParser) -> None:
