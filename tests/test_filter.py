@@ -142,6 +142,9 @@ def test_what_is_missing_or_damaged_is_named(metadata, tmp_path):
     fails(tmp_path, "no parquet file at")
     column = r"a\.parquet has no column 'score' \(it has URL, .*\); .* --aesthetic-column, or ''"
     fails(metadata, column, aesthetic_column="score")
+    no_rows = duckdb.sql("SELECT * FROM read_parquet(?) LIMIT 0", params=[f"{metadata}/b.parquet"])
+    no_rows.write_parquet(str(tmp_path / "empty.parquet"))
+    fails(tmp_path / "empty.parquet", r"empty\.parquet has no rows")
     fails(metadata, r"no row of .* is left \(removed by url 6, .*\)", min_size=999)
     columns = {f.name: "" for f in dataclasses.fields(FilterConfig) if f.name.endswith("_column")}
     fails(metadata, "every column is left out", **columns)

@@ -96,6 +96,8 @@ def filter_metadata(metadata: str, output: str, config: FilterConfig) -> dict:
         partial.mkdir()
         with _database(duckdb, partial / "spill") as database:
             report = _judge(database, files, rules)
+            if not report["rows"]:
+                raise InputError(f"{metadata} has no rows: check the path")
             if not report["kept"]:
                 counts = ", ".join(f"{rule['name']} {rule['removed']}" for rule in report["rules"])
                 raise InputError(
