@@ -62,7 +62,7 @@ def _record(record: dict, names: list[str]) -> dict:
         return record
     captions, wanted = record["captions"], ""
     if names:
-        wanted = f" of {', '.join(names)}, only: {', '.join(captions)}"
+        wanted = f" of {', '.join(names)}, only: {', '.join(captions) or 'none'}"
         captions = {name: text for name, text in captions.items() if name in names}
     if not captions:
         raise ValueError(f"it has no caption{wanted}")
