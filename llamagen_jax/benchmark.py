@@ -7,383 +7,28 @@ the bandwidth of memory. Each figure is the median of repeated calls after one t
 import argparse
 import dataclasses
 import datetime
-import functools
-import io
 import json
 import os
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
-from PIL import Image
 from tqdm import tqdm
 
-from llamagen_jax import flops, sampling, sharding, zoo
-from llamagen_jax.data.pipeline import DataConfig, train_batches
+from llamagen_jax import zoo
+from llamagen_jax.benchmark_parts import BENCHMARKS, Bench, Figure, Setting
 from llamagen_jax.errors import InputError, nearest, one_line_errors
 from llamagen_jax.files import staged
-from llamagen_jax.models import attention
-from llamagen_jax.models.llama import Llama
-from llamagen_jax.models.vqgan import VQGAN
-from llamagen_jax.training import dry_run, generator, tokenizer
-from llamagen_jax.training.config import from_mapping
-from llamagen_jax.training.loop import make_mesh
-
-_OPTIMIZER = {
-    "learning_rate": 1e-4,
-    "schedule": "constant",
-    "warmup_steps": 0,
-    "b1": 0.9,
-    "b2": 0.95,
-    "weight_decay": 0.05,
-    "clip_norm": 1.0,
-    "ema_decay": 0.0,
-}
-_TEXT_TOKENS = 120
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is timed: names of `zoo.MODELS`, dtype, and examples per call on one device."""
-
-    generator: str
-    tokenizer: str
-    dtype: str
-    batch_size: int
-    image_batch_size: int
-    repeats: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One timing.
-
-    Attributes:
-      name, shapes: what was run.
-      seconds: median of one call.
-      rate: of `unit` per second.
-      limit: "matrix product" or "memory", or "" for none.
-      percent: of that limit's rate, reached by the FLOPs or bytes that the work needs at least.
-    """
-
-    name: str
-    shapes: str
-    seconds: float
-    rate: float
-    unit: str
-    limit: str = ""
-    percent: float | None = None
-
-
-class Bench:
-    """Runs calls and sets them against the machine's limits."""
-
-    def __init__(self, setting: Setting):
-        self.setting = setting
-        self.limits = {
-            "matrix product": flops.measured_peak(setting.dtype),
-            "memory": measured_bandwidth(),
-        }
-
-    def figure(
-        self,
-        name: str,
-        shapes: str,
-        call: Callable[[], Any],
-        *,
-        count: float,
-        unit: str,
-        limit: str = "",
-        work: float = 0.0,
-    ) -> Figure:
-        """Times `call`, which makes `count` of `unit` and needs `work` FLOPs or bytes."""
-        seconds = flops.median_seconds(call, self.setting.repeats)
-        percent = 100 * work / seconds / self.limits[limit] if limit else None
-        return Figure(name, shapes, seconds, count / seconds, unit, limit, percent)
-
-
-def measured_bandwidth() -> float:
-    """Bytes per second of one device's memory: the faster of a long sum and a long copy."""
-    on_cpu = jax.default_backend() == "cpu"
-    numbers = jnp.ones(2**27 if on_cpu else 2**30, jnp.float32)
-    read = jax.jit(jnp.sum)
-    copy = jax.jit(lambda x: x + 1)
-    return max(
-        numbers.nbytes / flops.median_seconds(lambda: read(numbers), 5),
-        2 * numbers.nbytes / flops.median_seconds(lambda: copy(numbers), 5),
-    )
 
 
 def run(setting: Setting, only: str = "") -> tuple[dict[str, float], list[Figure]]:
     """The limits and the figures of the benchmarks whose name contains `only`."""
     bench, figures = Bench(setting), []
-    with tqdm([b for b in _BENCHMARKS if only in b]) as bar:
+    with tqdm([b for b in BENCHMARKS if only in b]) as bar:
         for name in bar:
             bar.set_description(name)
-            figures += _BENCHMARKS[name](bench)
+            figures += BENCHMARKS[name](bench)
     return bench.limits, figures
-
-
-def _train_generator(bench: Bench) -> Iterator[Figure]:
-    s, config = bench.setting, _generator_config(bench.setting, bench.setting.generator)
-    task = generator.make_task(config)
-    length = config.model.code_length
-    batch = {
-        "codes": jnp.zeros((s.batch_size, length), jnp.int32),
-        "label": jnp.zeros(s.batch_size, jnp.int32),
-    }
-    yield bench.figure(
-        "train step, generator",
-        f"{s.generator} {s.dtype}, codes [{s.batch_size}, {length}]",
-        _steps(task, batch),
-        count=s.batch_size * length,
-        unit="codes",
-        limit="matrix product",
-        work=s.batch_size * task.flops_per_example,
-    )
-
-
-def _train_tokenizer(bench: Bench) -> Iterator[Figure]:
-    s, config = bench.setting, _tokenizer_config(bench.setting)
-    task = tokenizer.make_task(config)
-    batch = {"image": jnp.zeros((s.image_batch_size, 256, 256, 3), jnp.uint8)}
-    yield bench.figure(
-        "train step, tokenizer",
-        f"{s.tokenizer} {s.dtype}, images {list(batch['image'].shape)}",
-        _steps(task, batch),
-        count=s.image_batch_size,
-        unit="images",
-        limit="matrix product",
-        work=s.image_batch_size * task.flops_per_example,
-    )
-
-
-def _steps(task, batch: dict) -> Callable[[], Any]:
-    step, state = jax.jit(task.train_step, donate_argnums=0), jax.jit(task.init)()
-
-    def call():
-        nonlocal state
-        state, metrics = step(state, batch)
-        return metrics
-
-    return call
-
-
-def _decode(bench: Bench) -> Iterator[Figure]:
-    s = bench.setting
-    model, params = _llama(s, condition="class")
-    labels = np.zeros(s.batch_size, np.int32)
-    c = model.config
-    itemsize = jnp.dtype(s.dtype).itemsize
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params)) - c.vocab_size * c.dim
-    # On average half of the positions are filled.
-    cache = s.batch_size * c.n_layers * 2 * c.kv_heads * c.head_dim * c.code_length / 2
-    yield bench.figure(
-        "decode",
-        f"{s.generator} {s.dtype}, {s.batch_size} samples of {c.code_length} codes",
-        lambda: sampling.generate(model, params, labels, seed=0),
-        count=s.batch_size * c.code_length,
-        unit="codes",
-        limit="memory",
-        work=c.code_length * (weights + cache) * itemsize,
-    )
-
-
-def _prefill(bench: Bench) -> Iterator[Figure]:
-    s = bench.setting
-    model, params = _llama(s, condition="text", condition_length=_TEXT_TOKENS)
-    x = jnp.zeros((s.batch_size, _TEXT_TOKENS, model.config.dim), s.dtype)
-
-    @jax.jit
-    def prefill(params, x):
-        decoder, variables = model.for_decoding(params)
-        positions, cache = jnp.arange(_TEXT_TOKENS), decoder.init_cache(s.batch_size)
-        return decoder.apply(variables, x, positions, None, cache, method="extend")
-
-    yield bench.figure(
-        "prefill",
-        f"{s.generator} {s.dtype}, {s.batch_size} x {_TEXT_TOKENS} text features",
-        lambda: prefill(params, x),
-        count=s.batch_size * _TEXT_TOKENS,
-        unit="tokens",
-        limit="matrix product",
-        work=flops.count(prefill, params, x),
-    )
-
-
-def _images(bench: Bench) -> Iterator[Figure]:
-    s = bench.setting
-    config = dataclasses.replace(zoo.MODELS[s.tokenizer], dtype=s.dtype)
-    model, side = VQGAN(config), 256 // config.downsampling
-    images = jnp.zeros((s.image_batch_size, 256, 256, 3))
-    codes = jnp.zeros((s.image_batch_size, side, side), jnp.int32)
-    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
-    for method, inputs in (("encode", images), ("decode", codes)):
-        function = jax.jit(functools.partial(model.apply, method=method))
-        yield bench.figure(
-            f"{method} images",
-            f"{s.tokenizer} {s.dtype}, {list(inputs.shape)}",
-            functools.partial(function, variables, inputs),
-            count=s.image_batch_size,
-            unit="images",
-            limit="matrix product",
-            work=flops.count(function, variables, inputs),
-        )
-
-
-def _compile(bench: Bench) -> Iterator[Figure]:
-    s = bench.setting
-    for name in ("GPT-B", "GPT-XL"):
-        seconds = []
-        for _ in range(s.repeats):
-            config = _generator_config(s, name)
-            started = time.perf_counter()
-            # A new task each time, since JAX remembers what it traced.
-            dry_run.compile_step(generator.make_task(config), config, make_mesh(config))
-            seconds.append(time.perf_counter() - started)
-        median = statistics.median(seconds)
-        yield Figure("compile the train step", f"{name} {s.dtype}", median, 1 / median, "programs")
-
-
-def _input(bench: Bench) -> Iterator[Figure]:
-    with tempfile.TemporaryDirectory() as folder:
-        size = _write_jpegs(Path(folder) / "class") // 1000
-        for fast in (False, True):
-            config = DataConfig(
-                source="image_folder",
-                train=folder,
-                eval="",
-                image_size=256,
-                random_crop=True,
-                random_flip=True,
-                fast_decode=fast,
-                workers=0,
-            )
-            batches = train_batches(config, batch_size=64, seed=0)
-            yield bench.figure(
-                f"input pipeline, {'fast' if fast else 'parity'} decoding",
-                f"JPEG 1024x768, {size} kB, to [64, 256, 256, 3], {os.cpu_count()} cores",
-                lambda batches=batches: next(batches)["image"],
-                count=64 / (os.cpu_count() or 1),
-                unit="images per core",
-            )
-            batches.close()
-
-
-_BENCHMARKS = {
-    "train step, generator": _train_generator,
-    "train step, tokenizer": _train_tokenizer,
-    "decode": _decode,
-    "prefill": _prefill,
-    "images": _images,
-    "compile": _compile,
-    "input pipeline": _input,
-}
-
-
-def _llama(setting: Setting, **condition) -> tuple[Llama, dict]:
-    config = dataclasses.replace(zoo.MODELS[setting.generator], dtype=setting.dtype, **condition)
-    model = Llama(config, attention=attention.choose("auto", setting.dtype))
-    codes = jnp.zeros((1, config.code_length), jnp.int32)
-    shape = (1,) if config.condition == "class" else (1, _TEXT_TOKENS, config.caption_dim)
-    init = jax.jit(model.init)
-    return model, init(jax.random.key(0), codes, jnp.zeros(shape, jnp.int32))["params"]
-
-
-def _generator_config(setting: Setting, name: str):
-    model = dataclasses.replace(zoo.MODELS[name], dtype=setting.dtype)
-    return from_mapping(
-        _shared(setting.batch_size)
-        | {
-            "task": "generator",
-            "model": dataclasses.asdict(model),
-            "init_from": "",
-            "tokenizer": "",
-            "text_encoder": "",
-            "sample": {"guidance_scale": 1.0, "top_k": 0},
-            "accumulation_steps": 1,
-            "attention": "auto",
-            "remat": "none",
-            "sharding_rules": sharding.LLAMA_RULES,
-        }
-    )
-
-
-def _tokenizer_config(setting: Setting):
-    model = dataclasses.replace(zoo.MODELS[setting.tokenizer], dtype=setting.dtype)
-    return from_mapping(
-        _shared(setting.image_batch_size)
-        | {
-            "task": "tokenizer",
-            "model": dataclasses.asdict(model),
-            # The VQGAN alone, without its discriminator and LPIPS.
-            "init_from": "",
-            "loss": {
-                "reconstruction": "l2",
-                "perceptual_weight": 0.0,
-                "vgg16": "",
-                "lpips_heads": "",
-                "adversarial": "hinge",
-                "adversarial_weight": 0.0,
-                "adversarial_start": 0,
-                "adaptive_weight": False,
-            },
-            "discriminator": {
-                "kind": "patchgan",
-                "base_channels": 64,
-                "num_layers": 3,
-                "dtype": setting.dtype,
-            },
-            "sharding_rules": sharding.VQGAN_RULES,
-        }
-    )
-
-
-def _shared(batch_size: int) -> dict:
-    return {
-        "seed": 0,
-        "batch_size": batch_size,
-        "steps": 1,
-        "data": {
-            "source": "digits",
-            "train": "train",
-            "eval": "",
-            "image_size": 256,
-            "random_crop": False,
-            "random_flip": False,
-            "fast_decode": False,
-            "workers": 0,
-        },
-        "optimizer": _OPTIMIZER,
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        "log_every": 1,
-        "eval_every": 0,
-        "sample_every": 0,
-        "checkpoint_every": 0,
-    }
-
-
-def _write_jpegs(folder: Path, count: int = 64) -> int:
-    """Writes pictures whose detail fades with its size, as in photographs; returns their bytes."""
-    folder.mkdir()
-    rng, total = np.random.default_rng(0), 0
-    for index in range(count):
-        pixels = np.zeros((768, 1024, 3), np.uint8)
-        for cells, contrast in ((2, 112), (8, 64), (32, 32), (128, 24), (256, 16)):
-            noise = rng.integers(0, contrast, (3 * cells, 4 * cells, 3), np.uint8)
-            pixels += np.asarray(Image.fromarray(noise).resize((1024, 768)))
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-        total += (folder / f"{index}.jpg").write_bytes(buffer.getvalue())
-    return total // count
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -395,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         for name in (arguments.generator, arguments.tokenizer):
             if name not in zoo.MODELS:
                 raise InputError(f"there is no model '{name}'; {nearest(name, zoo.MODELS)}")
-        if not any(arguments.only in name for name in _BENCHMARKS):
-            raise InputError(f"no benchmark is called '{arguments.only}': {', '.join(_BENCHMARKS)}")
+        if not any(arguments.only in name for name in BENCHMARKS):
+            raise InputError(f"no benchmark is called '{arguments.only}': {', '.join(BENCHMARKS)}")
         jax.config.update("jax_enable_compilation_cache", False)
         values = vars(arguments)
         only, output = values.pop("only"), values.pop("output")
@@ -455,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=int)
     option("--repeats", 3 if on_cpu else 10, "timed calls, of which the median counts", type=int)
     parser.add_argument(
-        "--only", default="", help="part of a benchmark's name: " + ", ".join(_BENCHMARKS)
+        "--only", default="", help="part of a benchmark's name: " + ", ".join(BENCHMARKS)
     )
     parser.add_argument("--output", help="JSON file to write")
     return parser

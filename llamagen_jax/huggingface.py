@@ -121,13 +121,17 @@ def t5_shapes(config: T5Config) -> dict:
 
 
 def t5_params(
-    tensors: Mapping[str, np.ndarray], config: T5Config, dtype: str = "float32"
+    tensors: Mapping[str, np.ndarray],
+    config: T5Config,
+    dtype: str = "float32",
+    what: str = "tensors do not fit the T5 encoder",
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Parameters of `T5(config)` from the tensors of `transformers`, one at a time.
 
     Args:
       tensors: of `open_weights`; those of a decoder may be among them and are left out.
       dtype: "float32" or "bfloat16", of the parameters.
+      what: begins the message of the error.
 
     Returns:
       An iterator of '/'-joined paths and arrays, layers stacked, that holds no more than one array.
@@ -141,7 +145,7 @@ def t5_params(
     if alias is not None:
         tensors.setdefault(_EMBEDDING, alias)
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    zoo.check_shapes(found, t5_tensor_shapes(config), "tensors do not fit the T5 encoder")
+    zoo.check_shapes(found, t5_tensor_shapes(config), what)
     shapes = flatten_dict(t5_shapes(config), sep="/")
 
     def stack(path, shape):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llamagen_jax import convert
+from llamagen_jax import convert, zoo
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.lpips import STAGES
 
@@ -69,14 +69,6 @@ def _read(path: str | Path, shapes: dict[str, tuple], key: str, source: str) -> 
             "or train without the perceptual loss: loss.perceptual_weight=0"
         )
     tensors, _ = convert.read_torch(Path(path))
-    missing = [name for name in shapes if name not in tensors]
-    wrong = [
-        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    problems = {"missing": missing, "wrong shape": wrong}
-    if missing or wrong:
-        lists = [f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names]
-        raise InputError(f"config.{key}={path} is not the file of {source}: {'; '.join(lists)}")
+    found = {name: tensors[name].shape for name in shapes if name in tensors}
+    zoo.check_shapes(found, shapes, f"config.{key}={path} is not the file of {source}")
     return {name: np.asarray(tensors[name], np.float32) for name in shapes}

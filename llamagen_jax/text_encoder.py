@@ -155,7 +155,9 @@ class TextEncoder:
             raise InputError(f"{folder} is no folder; expected one of a T5 from Hugging Face")
         config = huggingface.read_t5_config(folder, dtype)
         tokenizer = T5Tokenizer(Path(folder) / "spiece.model")
-        params = huggingface.t5_params(huggingface.open_weights(folder), config, dtype)
+        tensors = huggingface.open_weights(folder)
+        what = f"the weights in {folder} do not fit its config.json"
+        params = huggingface.t5_params(tensors, config, dtype, what)
         return cls(config, params, tokenizer, **settings)
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,15 +4,15 @@ import pytest
 import tiny
 from absl import logging
 
-from llamagen_jax import benchmark, zoo
+from llamagen_jax import benchmark, benchmark_parts, zoo
 
 
 @pytest.fixture(autouse=True)
 def tiny_models(monkeypatch):
     monkeypatch.setitem(zoo.MODELS, "GPT-B", tiny.LLAMA_CONFIG)
     monkeypatch.setitem(zoo.MODELS, "GPT-XL", tiny.LLAMA_CONFIG)
-    monkeypatch.setattr(benchmark.flops, "measured_peak", lambda dtype: 1e11)
-    monkeypatch.setattr(benchmark, "measured_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(benchmark_parts.flops, "measured_peak", lambda dtype: 1e11)
+    monkeypatch.setattr(benchmark_parts, "measured_bandwidth", lambda: 1e10)
     verbosity = logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)

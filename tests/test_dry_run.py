@@ -15,7 +15,8 @@ def test_memory_is_that_of_the_compiled_step(tmp_path, task):
     (mesh,) = tiny.meshes((2, 2, 2))
     task = make_task(config)
     state = sharding.abstract_init(task.init, config.sharding_rules, mesh)
-    arguments = dry_run.compile_step(task, config, mesh).memory_analysis().argument_size_in_bytes
+    compiled = dry_run.compile_step(task, state, config.batch_size, mesh)
+    arguments = compiled.memory_analysis().argument_size_in_bytes
     assert dry_run.bytes_per_device(state) == pytest.approx(arguments, rel=0.15)
 
 

@@ -121,6 +121,16 @@ def test_large_files_are_written_in_parts(tmp_path, monkeypatch):
     assert [row["hash"] for path in parts for row in read_parquet(path)] == [1, 2, 3, 4]
 
 
+def test_rows_of_many_row_groups_keep_their_order(tmp_path):
+    rows = "SELECT 'http://a.b/' || i AS URL, i % 300000 AS hash FROM range(400000) t(i)"
+    duckdb.sql(rows).write_parquet(str(tmp_path / "in.parquet"), row_group_size=20_000)
+    names = ("width", "height", "aesthetic", "watermark", "similarity")
+    config = FilterConfig(**{f"{name}_column": "" for name in names})
+    filter_metadata(str(tmp_path / "in.parquet"), str(tmp_path / "out"), config)
+    found = duckdb.sql(f"SELECT hash FROM '{tmp_path}/out/in-000.parquet'").fetchall()
+    assert found == [(i,) for i in range(300_000)]
+
+
 def test_what_is_missing_or_damaged_is_named(metadata, tmp_path):
     def fails(path, message, **options):
         with pytest.raises(InputError, match=message) as error:
@@ -132,6 +142,9 @@ def test_what_is_missing_or_damaged_is_named(metadata, tmp_path):
     fails(tmp_path, "no parquet file at")
     column = r"a\.parquet has no column 'score' \(it has URL, .*\); .* --aesthetic-column, or ''"
     fails(metadata, column, aesthetic_column="score")
+    no_rows = duckdb.sql("SELECT * FROM read_parquet(?) LIMIT 0", params=[f"{metadata}/b.parquet"])
+    no_rows.write_parquet(str(tmp_path / "empty.parquet"))
+    fails(tmp_path / "empty.parquet", r"empty\.parquet has no rows")
     fails(metadata, r"no row of .* is left \(removed by url 6, .*\)", min_size=999)
     columns = {f.name: "" for f in dataclasses.fields(FilterConfig) if f.name.endswith("_column")}
     fails(metadata, "every column is left out", **columns)

@@ -128,6 +128,7 @@ def test_shards_that_cannot_be_read_are_left_out(shards, caplog):
     with caplog.at_level(logging.WARNING, "absl"):
         source = TarShardsSource(shards)
     assert (len(source), source.unreadable) == (6, 3)
+    assert f"left out 3 of the 5 shards in '{shards}'" in caplog.text
     for name in ("00002.tar", "00003.tar", "00004.tar"):
         assert f"left out shard '{shards}/{name}': " in caplog.text
 
@@ -164,7 +165,7 @@ def test_packing(shards, tmp_path, capsys, caplog):
     assert f"wrote 6 images to {tmp_path / 'all'}; skipped 2" in capsys.readouterr().out
     assert f"skipped sample 0 of '{shards}/00002.tar': OSError" in caplog.text
     assert "it has no caption of long, short" in caplog.text
-    with pytest.raises(SystemExit, match=r"error: there are no records"):
+    with pytest.raises(SystemExit, match=r"every record of .* no caption of top, only: .*txt"):
         prepare.main(["pack", str(tmp_path / "none"), *where, "--captions", "top"])
     assert not (tmp_path / "none").exists()
 

@@ -137,10 +137,12 @@ def test_bad_input(captioned, t5, tmp_path):
     write_dataset(tmp_path / "labels", [{"codes": np.zeros((1, 2), np.uint16), "label": 0}])
     line = fails("text", tmp_path / "labels", *out, t5)
     assert "features are made of captions, not of: codes, label" in line
+    line = fails("text", captioned, *out, t5, "--captions", "lnog")
+    assert "every record of" in line and "it has no caption of lnog, only: long, short, url" in line
     assert "nowhere is no folder; expected one of a T5" in fails("text", captioned, *out, "nowhere")
     assert "is not a dataset folder" in fails("text", tmp_path / "missing", *out, t5)
     assert "length=0" in fails("text", captioned, *out, t5, "--length", 0)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*"))
 
 
 def config(packed, workers=0):

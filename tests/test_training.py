@@ -1,5 +1,6 @@
 """The training loop, in process, on eight faked devices."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -238,6 +239,31 @@ def test_generator_trains_on_text_features(tmp_path, features):
 def test_features_that_do_not_fit_the_model_are_refused(tmp_path, features, change, message):
     with pytest.raises(InputError, match=message):
         train(_config("generator", features, **(TEXT | change)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"tokenizer": TokenizerId("other", "1", 32)},
+            r"another tokenizer \(other\) .*\(tiny",
+        ),
+        (
+            {"text_encoder": TextEncoderId("t5-xl", "1", 16, 5)},
+            r"text_encoder \(t5-xl\) .*\(t5",
+        ),
+        ({"text_encoder": TextEncoderId("t5", "0", 16, 6)}, r"another text_encoder \(t5\)"),
+        ({"text_encoder": None}, r"another text_encoder \(None\) than .*features \(t5\)"),
+        ({"text_encoder": TextEncoderId("moved/t5", "0", 16, 5)}, None),
+    ],
+)
+def test_held_out_data_made_otherwise_is_refused(tmp_path, features, change, message):
+    shutil.copytree(features, tmp_path / "eval")
+    dataclasses.replace(Manifest.read(features), **change).write(tmp_path / "eval")
+    config = _config("generator", features, **TEXT, data__eval=str(tmp_path / "eval"), steps=1)
+    refused = pytest.raises(InputError, match=message) if message else contextlib.nullcontext()
+    with refused:
+        train(config, tmp_path / "run")
 
 
 def test_batch_must_divide_over_the_mesh(tmp_path, codes):

@@ -100,6 +100,9 @@ def extract(
     if output.exists():
         raise InputError(f"{output} exists already; remove it or choose another name")
     partial = output.with_name(output.name + ".partial")
+    if not partial.exists():
+        # Records of another kind are refused before a folder is begun with these settings.
+        _load(extraction, 0)
     settings = extraction.settings | {
         "records": len(extraction.source),
         "shard_size": extraction.shard_size,
@@ -180,15 +183,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _records(indices: range, extraction: Extraction, bar: tqdm) -> Iterator[dict]:
     def load(index: int) -> Any:
-        try:
-            return extraction.load(extraction.source[index])
-        except InputError:
-            raise
-        # Readers and decoders raise errors of any type on damaged bytes.
-        except Exception as error:
-            name = extraction.source.name(index)
-            logging.warning("skipped %s: %s: %s", name, type(error).__name__, error)
-            return None
+        example, reason = _load(extraction, index)
+        if reason:
+            logging.warning("skipped %s", reason)
+        return example
 
     def whole() -> Iterator[Any]:
         threads = os.cpu_count() or 1
@@ -204,6 +202,17 @@ def _records(indices: range, extraction: Extraction, bar: tqdm) -> Iterator[dict
 
     results = _ahead(extraction.run, batches(), _BATCHES_AT_ONCE, _BATCHES_AT_ONCE - 1)
     return itertools.chain.from_iterable(results)
+
+
+def _load(extraction: Extraction, index: int) -> tuple[Any, str]:
+    """The example, or None and which record is broken and why."""
+    try:
+        return extraction.load(extraction.source[index]), ""
+    except InputError:
+        raise
+    # Readers and decoders raise errors of any type on damaged bytes.
+    except Exception as error:
+        return None, f"{extraction.source.name(index)}: {type(error).__name__}: {error}"
 
 
 def _ahead(function: Callable, items: Iterable, threads: int, count: int) -> Iterator:
@@ -231,8 +240,10 @@ def _finish(output: Path, partial: Path, extraction: Extraction) -> Manifest | N
         shards = [json.loads(path.read_text()) for path in finished]
         if not any(shards):
             shutil.rmtree(partial)
+            _, reason = _load(extraction, 0)
             raise InputError(
-                f"every record of {extraction.source!r} is broken: copy or write the data again"
+                f"every record of {extraction.source!r} is broken, the first: {reason}; "
+                "check the input"
             )
         manifest = dataclasses.replace(
             extraction.manifest, shards=tuple(Shard(**shard) for shard in shards if shard)

@@ -7,8 +7,10 @@ set guangyil/laion-coco-aesthetic, and LAION-400M's CLIP similarity.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
 # The database spills what does not fit to disk, so that any number of rows can be filtered; what
 # its threads hold of the files that they read and write has to fit.
 _GIGABYTES_PER_THREAD = 0.5
-# A row's position is the file's number, then the row's number in it. Kept rows are looked up and
-# written by parts of a file.
+# A row's position is the file's number, then the row's number in it. Kept rows are written by parts
+# of a file.
 _ROW_BITS, _PART_BITS = 40, 22
+# Written faster than DuckDB's larger default, as the memory of one is used again for the next.
+_ROW_GROUP_SIZE = 61_440
 
 
 def _option(default: Any, text: str) -> Any:
@@ -92,6 +96,8 @@ def filter_metadata(metadata: str, output: str, config: FilterConfig) -> dict:
         partial.mkdir()
         with _database(duckdb, partial / "spill") as database:
             report = _judge(database, files, rules)
+            if not report["rows"]:
+                raise InputError(f"{metadata} has no rows: check the path")
             if not report["kept"]:
                 counts = ", ".join(f"{rule['name']} {rule['removed']}" for rule in report["rules"])
                 raise InputError(
@@ -191,10 +197,12 @@ def _judge(database: "duckdb.DuckDBPyConnection", files: list[Path], rules: list
         )
     group = "GROUP BY key" if key != "NULL" else "GROUP BY position"
     database.execute(
-        "CREATE TEMP TABLE kept AS SELECT min(position) AS position FROM verdicts "
+        "CREATE TABLE kept AS SELECT min(position) AS position FROM verdicts "
         f"WHERE rule = {len(rules)} {group}"
     )
-    return _report(database, rules)
+    report = _report(database, rules)
+    database.execute("DROP TABLE verdicts")
+    return report
 
 
 def _position(file_number: int) -> str:
@@ -240,19 +248,36 @@ def _report(database: "duckdb.DuckDBPyConnection", rules: list[_Rule]) -> dict:
 
 
 def _write_kept(database: "duckdb.DuckDBPyConnection", files: list[Path], folder: Path) -> None:
-    """Writes a file per `1 << _PART_BITS` rows of an input file: look-ups must fit into memory."""
-    parts = f"SELECT DISTINCT position >> {_PART_BITS} AS part FROM kept ORDER BY part"
-    for (part,) in tqdm(database.execute(parts).fetchall(), desc="write", unit="part"):
-        number, part_of_file = divmod(part, 1 << (_ROW_BITS - _PART_BITS))
-        first = part_of_file << _PART_BITS
-        target = folder / f"{files[number].stem}-{part_of_file:03d}.parquet"
+    """Writes a file per `1 << _PART_BITS` rows of an input file, several files at a time."""
+    found = f"SELECT DISTINCT position >> {_PART_BITS} AS part FROM kept ORDER BY part"
+    parts = [part for (part,) in database.execute(found).fetchall()]
+    write = functools.partial(_write_part, database, files, folder)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in tqdm(pool.map(write, parts), desc="write", unit="part", total=len(parts)):
+            pass
+
+
+def _write_part(
+    database: "duckdb.DuckDBPyConnection", files: list[Path], folder: Path, part: int
+) -> None:
+    number, part_of_file = divmod(part, 1 << (_ROW_BITS - _PART_BITS))
+    first, last = part_of_file << _PART_BITS, (1 << _PART_BITS) - 1
+    target = folder / f"{files[number].stem}-{part_of_file:03d}.parquet"
+    with database.cursor() as cursor:
+        ((bits,),) = cursor.execute(
+            f"SELECT bitstring_agg(position & {last}, 0, {last}) FROM kept "
+            f"WHERE position >> {_PART_BITS} = {part}"
+        ).fetchall()
+    # A database of one thread writes rows in their order without waiting for those of others, and
+    # holds no more than a row group. A join with `kept` would not promise the order.
+    with import_extra("duckdb").connect(config={"threads": 1}) as writer:
+        writer.execute("SET VARIABLE kept = ?::BIT", [bits])
         _read(
-            database,
+            writer,
             f"COPY (SELECT * FROM read_parquet(?) "
-            f"WHERE file_row_number BETWEEN {first} AND {first + (1 << _PART_BITS) - 1} "
-            f"AND {_position(number)} IN "
-            f"(SELECT position FROM kept WHERE position >> {_PART_BITS} = {part})) "
-            f"TO {_literal(target)} (FORMAT parquet)",
+            f"WHERE file_row_number BETWEEN {first} AND {first + last} "
+            f"AND get_bit(getvariable('kept'), (file_row_number & {last})::INTEGER) = 1) "
+            f"TO {_literal(target)} (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP_SIZE})",
             files[number],
         )
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from llamagen_jax.data import transforms
 from llamagen_jax.data.records import Manifest, write_dataset
 from llamagen_jax.data.sources import SOURCES, Source, open_source
+from llamagen_jax.errors import InputError
 
 
 def pack_source(kind: str, location: str, output: str, *, captions: list[str]) -> Manifest:
@@ -35,26 +36,37 @@ def pack_source(kind: str, location: str, output: str, *, captions: list[str]) -
 
 
 def _records(source: Source, captions: list[str]) -> Iterator[dict]:
+    first, count = "", 0
     for index in tqdm(range(len(source)), desc="pack", unit="image"):
         try:
             record = _record(source[index], captions)
         # Readers and decoders raise errors of any type on damaged bytes.
         except Exception as error:
-            logging.warning("skipped %s: %s: %s", source.name(index), type(error).__name__, error)
+            reason = f"{source.name(index)}: {type(error).__name__}: {error}"
+            logging.warning("skipped %s", reason)
+            first = first or reason
         else:
+            count += 1
             yield record
+    if not count:
+        raise InputError(
+            f"every record of {source!r} is broken, the first: {first}; check the input"
+        )
 
 
 def _record(record: dict, names: list[str]) -> dict:
     image = transforms.decode(record["image"])
     if isinstance(record["image"], np.ndarray):
         record = record | {"image": _png(image)}
-    if "captions" in record and names:
-        found = {name: text for name, text in record["captions"].items() if name in names}
-        record = record | {"captions": found}
-    if "captions" in record and not record["captions"]:
-        raise ValueError(f"it has no caption{' of ' * bool(names)}{', '.join(names)}")
-    return record
+    if "captions" not in record:
+        return record
+    captions, wanted = record["captions"], ""
+    if names:
+        wanted = f" of {', '.join(names)}, only: {', '.join(captions) or 'none'}"
+        captions = {name: text for name, text in captions.items() if name in names}
+    if not captions:
+        raise ValueError(f"it has no caption{wanted}")
+    return record | {"captions": captions}
 
 
 def _png(image: Image.Image) -> bytes:

@@ -56,6 +56,9 @@ class TarShardsSource:
             else:
                 self._shards.append(path)
                 self._indexes.append(index)
+        if self.unreadable:
+            counts = self.unreadable, len(paths)
+            logging.warning("left out %d of the %d shards in '%s'", *counts, folder)
         self._ends = list(itertools.accumulate(map(len, self._indexes)))
         if not self._ends or not self._ends[-1]:
             raise InputError(

@@ -81,7 +81,8 @@ def _load_captions(record: dict, names: list[str]) -> tuple[dict, dict[str, str]
         if text.strip() and (not names or name in names)
     }
     if not captions:
-        raise ValueError(f"it has no caption{' of ' * bool(names)}{', '.join(names)}")
+        wanted = f" of {', '.join(names)}, only: {', '.join(record['captions'])}" if names else ""
+        raise ValueError(f"it has no caption{wanted}")
     return record, captions
 
 

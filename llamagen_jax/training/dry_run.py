@@ -25,7 +25,8 @@ def report(task: Task, config: TokenizerTraining | GeneratorTraining, mesh: Mesh
     """
     state = sharding.abstract_init(task.init, config.sharding_rules, mesh)
     params, everything = bytes_per_device(state.params), bytes_per_device(state)
-    temporaries = compile_step(task, config, mesh).memory_analysis().temp_size_in_bytes
+    compiled = compile_step(task, state, config.batch_size, mesh)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
     flops = config.batch_size * task.flops_per_example
     lines = [
         ("devices", " x ".join(f"{name} {size}" for name, size in mesh.shape.items())),
@@ -40,14 +41,16 @@ def report(task: Task, config: TokenizerTraining | GeneratorTraining, mesh: Mesh
     return "\n".join([table, "", *(f"{name:40}{value:>12}" for name, value in lines)])
 
 
-def compile_step(
-    task: Task, config: TokenizerTraining | GeneratorTraining, mesh: Mesh
-) -> jax.stages.Compiled:
-    """The training step, compiled for this platform from shapes."""
-    state = sharding.abstract_init(task.init, config.sharding_rules, mesh)
+def compile_step(task: Task, state: Any, batch_size: int, mesh: Mesh) -> jax.stages.Compiled:
+    """The training step, compiled for this platform from shapes.
+
+    Args:
+      state: of `sharding.abstract_init`.
+      batch_size: examples per step over all devices.
+    """
     rows = sharding.batch_sharding(mesh)
     batch = {
-        name: jax.ShapeDtypeStruct((config.batch_size, *leaf.shape), leaf.dtype, sharding=rows)
+        name: jax.ShapeDtypeStruct((batch_size, *leaf.shape), leaf.dtype, sharding=rows)
         for name, leaf in task.example.items()
     }
     with jax.set_mesh(mesh):

@@ -1,5 +1,6 @@
 """Training steps of the transformer on packed codes (paper section 3.1)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import optax
 from clu import metrics
 
 from llamagen_jax import flops, losses, sampling, sharding, zoo
+from llamagen_jax.data.records import Manifest, TextEncoderId, TokenizerId
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
 from llamagen_jax.export import weights_hash
@@ -230,11 +232,31 @@ def check_codes(config: GeneratorTraining, source: Source, tokenizer) -> None:
     check_classes(config, source)
     if model.condition == "text":
         _check_features(config, source)
+    if config.data.eval:
+        _check_held_out(config, source.manifest)
     if tokenizer and weights_hash(tokenizer[1]) != made_by.sha256:
         raise InputError(
             f"{name} was made by another tokenizer ({made_by.name}) than "
             f"config.tokenizer={config.tokenizer}; extract the codes again or name that tokenizer"
         )
+
+
+def _check_held_out(config: GeneratorTraining, trained_on: Manifest) -> None:
+    """Held-out codes and features must be those of the tokenizer and the encoder trained on."""
+    held_out = Manifest.read(config.data.eval)
+    for part in ("tokenizer", "text_encoder"):
+        wanted, found = getattr(trained_on, part), getattr(held_out, part)
+        # A name is a path, which may change.
+        if _unnamed(wanted) != _unnamed(found):
+            raise InputError(
+                f"config.data.eval={config.data.eval} was made by another {part} "
+                f"({found and found.name}) than config.data.train={config.data.train} "
+                f"({wanted and wanted.name}); make both by the same"
+            )
+
+
+def _unnamed(made_by: TokenizerId | TextEncoderId | None) -> TokenizerId | TextEncoderId | None:
+    return made_by and dataclasses.replace(made_by, name="")
 
 
 def _check_features(config: GeneratorTraining, source: Source) -> None:
