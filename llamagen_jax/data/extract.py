@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ from llamagen_jax.files import staged
 # While one batch is on the device, the next one is on its way.
 _BATCHES_AT_ONCE = 2
 
+# Held while programs are started: they must start in the same order on every device.
+starting_programs = threading.Lock()
+
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
@@ -42,7 +46,7 @@ class Extraction:
       load: one record of `source` -> one example. It runs in threads, ahead of `run`; whatever it
         raises but InputError leaves the record out with a warning, and counted.
       run: list of 1 to `batch_size` examples -> as many records to write. It is called from
-        `_BATCHES_AT_ONCE` threads.
+        `_BATCHES_AT_ONCE` threads, and holds `starting_programs` where it starts programs.
       settings: everything that the written records depend on, as JSON values; a folder that was
         begun with other settings is refused.
       manifest: what the folder's manifest says, but for the shards.

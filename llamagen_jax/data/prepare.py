@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import threading
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 
 from llamagen_jax.data import filter as metadata_filter
 from llamagen_jax.data import pack, scene_files, text_features, transforms
-from llamagen_jax.data.extract import Extraction, extract
+from llamagen_jax.data.extract import Extraction, extract, starting_programs
 from llamagen_jax.data.latents import (
     decode_folder,
     encode_folder,
@@ -130,13 +129,11 @@ def _encode_crops(
 ) -> Callable[[list[tuple[np.ndarray, dict]]], list[dict]]:
     """Makes records of up to `batch_size` pairs of `_load_crops`."""
     encode = on_all_devices(encoder(model), params)
-    # Programs start in the same order on every device.
-    start = threading.Lock()
 
     def run(examples: list[tuple[np.ndarray, dict]]) -> list[dict]:
         arrays, kept = zip(*examples, strict=True)
         images = np.concatenate(arrays + arrays[-1:] * (batch_size - len(arrays)))
-        with start:
+        with starting_programs:
             codes = encode(images)
         rows = np.asarray(codes, np.uint16).reshape(batch_size, len(arrays[0]), -1)
         return [{"codes": row} | fields for row, fields in zip(rows, kept, strict=False)]

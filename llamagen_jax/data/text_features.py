@@ -3,10 +3,9 @@
 import argparse
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable
 
-from llamagen_jax.data.extract import Extraction, extract
+from llamagen_jax.data.extract import Extraction, extract, starting_programs
 from llamagen_jax.data.records import TextEncoderId
 from llamagen_jax.data.sources import ArrayRecordSource
 from llamagen_jax.errors import InputError
@@ -86,13 +85,10 @@ def _load_captions(record: dict, names: list[str]) -> tuple[dict, dict[str, str]
 
 
 def _encode_captions(encoder: TextEncoder) -> Callable[[list[tuple[dict, dict]]], list[dict]]:
-    # Programs start in the same order on every device.
-    turn = threading.Lock()
-
     def run(examples: list[tuple[dict, dict[str, str]]]) -> list[dict]:
         # Shards often hold a text under several names.
         texts = list(dict.fromkeys(text for _, captions in examples for text in captions.values()))
-        with turn:
+        with starting_programs:
             features, mask = encoder.encode(texts)
         valid = {text: features[i, mask[i]] for i, text in enumerate(texts)}
         return [
