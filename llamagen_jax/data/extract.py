@@ -76,7 +76,7 @@ class Extraction:
 
 def extract(
     output: str | os.PathLike,
-    extraction: Extraction,
+    make: Callable[[], Extraction],
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -85,15 +85,18 @@ def extract(
 
     Prints what came of it.
 
-    Every process of the same work is given the same arguments but `process_index`; their number may
-    be another after an interruption.
+    Args:
+      output: dataset folder to write, which appears when it is complete.
+      make: opens what is to be extracted.
+      process_index, process_count: every process of the same work is given the same arguments but
+        `process_index`; their number may be another after an interruption.
 
     Returns:
       The manifest, or None while shards of other processes are missing.
 
     Raises:
-      InputError: `output` exists, or was begun with other settings; another run is at work on the
-        same shard; every record is broken.
+      InputError: of `make` and of what it makes; `output` exists, or was begun with other settings;
+        another run is at work on the same shard; every record is broken.
     """
     output = Path(output)
     if not 0 <= process_index < process_count:
@@ -103,6 +106,7 @@ def extract(
         )
     if output.exists():
         raise InputError(f"{output} exists already; remove it or choose another name")
+    extraction = make()
     partial = output.with_name(output.name + ".partial")
     settings = extraction.settings | {
         "records": len(extraction.source),
