@@ -25,20 +25,22 @@ def codes_extraction(
     image_size: int,
     crops: str,
     crop_range: float | None,
+    skip_small: bool,
     batch_size: int,
     shard_size: int,
 ) -> Extraction:
     """Codes of crops of every image of a source, to train a generator on.
 
     Records are {"codes": uint16 [crops, L]} with the image's "label", "captions" or both, in the
-    order of the source; broken images and those without a label or any caption are left out with a
-    warning.
+    order of the source; broken images, those without a label or any caption and, if so told, small
+    ones are left out with a warning.
 
     Args:
       kind, location: of `sources.open_source`.
       tokenizer: of `zoo.load`.
       image_size: side of a crop in pixels.
       crops, crop_range: of `transforms.code_crops`; None is the original's 1.1.
+      skip_small: leave out images with a side under `image_size` instead of enlarging them.
       batch_size: images per step over all devices, rounded up to a multiple of their number.
       shard_size: images per file.
 
@@ -53,7 +55,11 @@ def codes_extraction(
     return Extraction(
         source=source,
         load=functools.partial(
-            _load_crops, image_size=image_size, crops=crops, crop_range=crop_range
+            _load_crops,
+            image_size=image_size,
+            crops=crops,
+            crop_range=crop_range,
+            skip_small=skip_small,
         ),
         run=_encode_crops(model, params, batch_size),
         settings={
@@ -63,6 +69,7 @@ def codes_extraction(
             "image_size": image_size,
             "crops": crops,
             "crop_range": crop_range,
+            "skip_small": skip_small,
         },
         manifest=Manifest(
             shards=(),
@@ -90,7 +97,7 @@ def _crop_range(crops: str, crop_range: float | None) -> float | None:
 
 
 def _load_crops(
-    record: dict, image_size: int, crops: str, crop_range: float | None
+    record: dict, image_size: int, crops: str, crop_range: float | None, skip_small: bool
 ) -> tuple[np.ndarray, dict]:
     """Crops [crops, S, S, 3], and what of the record is kept."""
     kept = {key: record[key] for key in ("label", "captions") if key in record}
@@ -101,6 +108,8 @@ def _load_crops(
     if kept == {"captions": {}}:
         raise ValueError("it has no caption")
     image = transforms.decode(record["image"])
+    if skip_small:
+        transforms.refuse_small(image, image_size)
     return transforms.code_crops(image, image_size, crops, crop_range), kept
 
 
@@ -139,5 +148,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--crop-range",
         type=float,
         help="ten-crop only: crops come from the centre crop this many times larger (1.1)",
+    )
+    parser.add_argument(
+        "--skip-small",
+        action="store_true",
+        help="leave out images with a side under --image-size instead of enlarging them",
     )
     parser.add_argument("--shard-size", type=int, default=10_000, help="images per file (10000)")
