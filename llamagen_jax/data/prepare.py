@@ -19,15 +19,10 @@ def main(argv: list[str] | None = None) -> None:
         run(**arguments)
 
 
-def _extract(
-    make: Callable[..., Extraction], output: str, process_index: int, process_count: int, **what
-) -> None:
-    extract(
-        output,
-        functools.partial(make, **what),
-        process_index=process_index,
-        process_count=process_count,
-    )
+def _extract(make: Callable[..., Extraction], output: str, **arguments) -> None:
+    names = ("engine", "ray_address", "process_index", "process_count")
+    sharing = {name: arguments.pop(name) for name in names}
+    extract(output, functools.partial(make, **arguments), **sharing)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,9 +36,9 @@ def _parser() -> argparse.ArgumentParser:
         help="images with labels or captions -> dataset of codes to train on",
         description="Encodes images to train a generator on. Killed at any moment and started "
         "again with the same command, it goes on at the first missing shard of OUTPUT.partial, "
-        "which becomes OUTPUT when it is complete. Several machines with one file "
-        "system share the work: give each the same command, --process-count and its own "
-        "--process-index.",
+        "which becomes OUTPUT when it is complete. Several machines with one file system share "
+        "the work: as a Ray cluster (--engine ray), or each with the same command, --process-count "
+        "and its own --process-index.",
     )
     codes.set_defaults(run=functools.partial(_extract, image_codes.codes_extraction))
     image_codes.add_arguments(codes)
@@ -58,6 +53,17 @@ def _parser() -> argparse.ArgumentParser:
     text_features.add_arguments(text)
 
     for command in (codes, text):
+        command.add_argument(
+            "--engine",
+            choices=("local", "ray"),
+            default="local",
+            help="compute here, or on every GPU, or else machine, of a Ray cluster (local)",
+        )
+        command.add_argument(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="cluster to join, auto for this machine's (RAY_ADDRESS, or one that is started)",
+        )
         command.add_argument("--process-index", type=int, default=0, help="which share to do (0)")
         command.add_argument("--process-count", type=int, default=1, help="shares of the work (1)")
 
