@@ -1,5 +1,6 @@
 """The engine "ray": what it writes is what one process writes, whatever is killed meanwhile."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -16,7 +17,7 @@ import tiny
 from PIL import Image
 
 from llamagen_jax import export
-from llamagen_jax.data import extract, prepare
+from llamagen_jax.data import extract, prepare, ray_engine
 from llamagen_jax.data.records import Manifest, write_dataset
 from llamagen_jax.errors import InputError
 
@@ -73,7 +74,8 @@ def test_codes_are_those_of_one_process(
         caplog.clear()
         run(*codes_command, "ray", "--engine", "ray", "--ray-address", cluster)
     assert "wrote 9 records to ray; skipped 1" in capsys.readouterr().out
-    assert ["skipped 'images/cat/5.png'" in record.message for record in caplog.records] == [True]
+    (warning,) = caplog.records
+    assert "skipped 'images/cat/5.png'" in warning.message
     # With the sha256 of every shard.
     assert Manifest.read("ray") == Manifest.read("one")
     assert {path.name for path in Path("ray").iterdir()} == {
@@ -162,6 +164,13 @@ def test_wrong_options(codes_command, tmp_path):
     assert line.endswith('"ray" shares the work itself; leave the process count out')
     line = fails(*command, "--ray-address", "a:1")
     assert line.endswith('the Ray address a:1 is for the engine "ray"; name that too')
+
+
+def test_shards_that_are_not_seen_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(ray_engine, "for_each", lambda make, items: iter(items))
+    with pytest.raises(InputError, match="not all shards have arrived"):
+        extract.extract(tmp_path / "out", test_extract.extraction(), engine="ray")
 
 
 def test_machines_without_the_common_files(tmp_path):

@@ -108,7 +108,8 @@ def extract(
 
     Raises:
       InputError: of `make`, of what it makes and of `ray_engine.connected`; `output` exists, or was
-        begun with other settings; another run is at work on the same shard; every record is broken.
+        begun with other settings; another run is at work on the same shard; every record is broken;
+        what a machine of the cluster wrote is not seen here.
     """
     output = Path(output)
     _check_sharing(engine, ray_address, process_index, process_count)
@@ -132,6 +133,11 @@ def extract(
                     for i in missing:
                         _extract_shard(partial, i, extraction, bar)
             manifest = _finish(output, partial, extraction)
+    if manifest is None and engine == "ray":
+        raise InputError(
+            f"not all shards have arrived in {partial}: a network file system may show them late; "
+            "start the command again"
+        )
     if manifest is None:
         print(f"finished share {process_index} of {process_count}; other shares are missing")
     else:

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--ray-address",
             metavar="HOST:PORT",
-            help="cluster to join, auto for this machine's (RAY_ADDRESS, or one that is started)",
+            help="cluster to join; auto finds this machine's (RAY_ADDRESS, or one that is started)",
         )
         command.add_argument("--process-index", type=int, default=0, help="which share to do (0)")
         command.add_argument("--process-count", type=int, default=1, help="shares of the work (1)")
