@@ -1,7 +1,7 @@
 """Extractions: complete, in order, resumable after a kill, and shared by processes."""
 
-import dataclasses
 import fcntl
+import functools
 import logging
 import os
 import signal
@@ -44,10 +44,10 @@ def labels(numbers):
 
 
 def extraction(count=22, load=lambda record: record["number"], run=labels, **changes):
-    """Shards of five numbers, batches of two."""
+    """Makes shards of five numbers, batches of two."""
     fields = {"settings": {"kind": "numbers"}, "manifest": Manifest((), image_size=7)}
     fields |= {"batch_size": 2, "shard_size": 5} | changes
-    return Extraction(source=Numbers(count), load=load, run=run, **fields)
+    return functools.partial(Extraction, source=Numbers(count), load=load, run=run, **fields)
 
 
 def written(folder):
@@ -173,7 +173,7 @@ def test_impossible_shares(tmp_path, index, count):
 @pytest.mark.parametrize("field", ["batch_size", "shard_size"])
 def test_impossible_sizes(field):
     with pytest.raises(InputError, match=f"{field.replace('_', ' ')} 0 must be at least 1"):
-        extraction(**{field: 0})
+        extraction(**{field: 0})()
 
 
 def test_a_shard_that_another_run_writes_is_left_to_it(tmp_path):
@@ -245,5 +245,5 @@ def test_errors_of_run_end_the_extraction(tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        extract.extract(tmp_path / "out", dataclasses.replace(extraction(), run=run))
+        extract.extract(tmp_path / "out", extraction(run=run))
     assert not (tmp_path / "out").exists()

@@ -233,6 +233,7 @@ def test_codes_are_shared_by_processes_and_gone_on_with(codes_command, tmp_path,
         (["--crops", "center-flip"], "begun with crops='ten-crop', not 'center-flip'"),
         (["--image-size", "24"], "begun with image_size=16, not 24"),
         (["--shard-size", "5"], "begun with shard_size=4, not 5"),
+        (["--skip-small"], "begun with skip_small=False, not True"),
     ):
         assert message in fails(*command, *change)
     other = {**PARAMS, "quantizer": {"codebook": -PARAMS["quantizer"]["codebook"]}}
@@ -245,6 +246,20 @@ def test_codes_are_shared_by_processes_and_gone_on_with(codes_command, tmp_path,
         1
     ] * 4
     assert "codes exists already" in fails(*command)
+
+
+def test_small_images_are_left_out_if_asked(codes_command, tmp_path, capsys, caplog):
+    images = tmp_path / "images" / "cat"
+    write_image(images / "1.png", (15, 40))
+    write_image(images / "2.png", (40, 15))
+    write_image(images / "3.png", (16, 16))
+    with caplog.at_level(logging.WARNING, "absl"):
+        run(*codes_command, tmp_path / "codes", "--skip-small")
+    assert f"wrote 7 records to {tmp_path / 'codes'}; skipped 3" in capsys.readouterr().out
+    assert f"skipped '{images / '1.png'}': ValueError: 15x40 px are less than 16" in caplog.text
+    assert [record["label"] for record in ArrayRecordSource(tmp_path / "codes")] == [0] * 3 + [
+        1
+    ] * 4
 
 
 def test_wrong_options_of_codes(codes_command, tmp_path):

@@ -189,6 +189,18 @@ def test_training_draws_the_features_of_a_caption(packed, encoded, workers):
     assert not {(1, "short"), (5, "short")} & drawn
 
 
+def test_loading_processes_give_the_same_batches(packed):
+    shares = []
+    for workers in (0, 2):
+        batches = train_batches(config(packed, workers), batch_size=6, seed=0)
+        with contextlib.closing(batches):
+            shares.append(list(itertools.islice(batches, 6)))
+    for here, elsewhere in zip(*shares, strict=True):
+        assert here.keys() == elsewhere.keys()
+        for key in here:
+            np.testing.assert_array_equal(elsewhere[key], here[key], strict=True)
+
+
 def test_evaluation_takes_the_heaviest_caption(packed, encoded):
     (batch,) = eval_batches(config(packed), batch_size=8)
     assert batch.keys() == {"codes", "features", "mask", "weight"}

@@ -221,9 +221,9 @@ TEXT = {
 }
 
 
-def test_generator_trains_on_text_features(tmp_path, features):
-    config = _config("generator", features, **TEXT, steps=20, optimizer__warmup_steps=0)
-    train(config, tmp_path / "run")
+def test_generator_trains_on_text_features_that_other_processes_load(tmp_path, features):
+    changes = {"steps": 20, "optimizer__warmup_steps": 0, "data__workers": 2}
+    train(_config("generator", features, **TEXT, **changes), tmp_path / "run")
     losses = [loss for _, loss in _metrics(tmp_path / "run", "train/loss")]
     assert losses[-1] < losses[0] < np.log(32) + 0.1
     assert _metrics(tmp_path / "run", "eval/loss")

@@ -12,10 +12,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import itertools
 import json
 import os
 import shutil
+import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +27,7 @@ from typing import Any
 from absl import logging
 from tqdm import tqdm
 
+from llamagen_jax.data import ray_engine
 from llamagen_jax.data.records import Manifest, Shard, write_shard
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
@@ -31,6 +35,9 @@ from llamagen_jax.files import staged
 
 # While one batch is on the device, the next one is on its way.
 _BATCHES_AT_ONCE = 2
+
+# Held while programs are started: they must start in the same order on every device.
+starting_programs = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Extraction:
       load: one record of `source` -> one example. It runs in threads, ahead of `run`; whatever it
         raises but InputError leaves the record out with a warning, and counted.
       run: list of 1 to `batch_size` examples -> as many records to write. It is called from
-        `_BATCHES_AT_ONCE` threads.
+        `_BATCHES_AT_ONCE` threads, and holds `starting_programs` where it starts programs.
       settings: everything that the written records depend on, as JSON values; a folder that was
         begun with other settings is refused.
       manifest: what the folder's manifest says, but for the shards.
@@ -72,52 +79,68 @@ class Extraction:
 
 def extract(
     output: str | os.PathLike,
-    extraction: Extraction,
+    make: Callable[[], Extraction],
     *,
+    engine: str = "local",
+    ray_address: str | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Manifest | None:
-    """Writes this process's share of the shards, those with i % process_count == process_index.
+    """Writes the shards that are missing, and prints what came of it.
 
-    Prints what came of it.
+    Both engines run the same programs on the same batches, and each goes on with what the other
+    began. The output is the same, to the byte, if the programs give the same numbers on all the
+    devices that run them: another kind of device, or another number of devices to share a batch,
+    may round differently.
 
-    Every process of the same work is given the same arguments but `process_index`; their number may
-    be another after an interruption.
+    Args:
+      output: dataset folder to write, which appears when it is complete.
+      make: opens what is to be extracted; "ray" pickles it and calls it in every process.
+      engine: "local" computes in this process; "ray" in one process per GPU of a cluster or, if it
+        has none, per machine. All its machines have the same file system.
+      ray_address: of `ray_engine.connected`, for "ray" alone.
+      process_index, process_count: which shards are written here, those with i % process_count ==
+        process_index; for "local" alone. Every process of the same work is given the same arguments
+        but `process_index`; their number may be another after an interruption.
 
     Returns:
       The manifest, or None while shards of other processes are missing.
 
     Raises:
-      InputError: `output` exists, or was begun with other settings; another run is at work on the
-        same shard; every record is broken.
+      InputError: of `make`, of what it makes and of `ray_engine.connected`; `output` exists, or was
+        begun with other settings; another run is at work on the same shard; every record is broken;
+        what a machine of the cluster wrote is not seen here.
     """
     output = Path(output)
-    if not 0 <= process_index < process_count:
-        raise InputError(
-            f"process index {process_index} must be at least 0 and less than the process count "
-            f"{process_count}"
-        )
+    _check_sharing(engine, ray_address, process_index, process_count)
     if output.exists():
         raise InputError(f"{output} exists already; remove it or choose another name")
     partial = output.with_name(output.name + ".partial")
-    if not partial.exists():
-        # Records of another kind are refused before a folder is begun with these settings.
-        _load(extraction, 0)
-    settings = extraction.settings | {
-        "records": len(extraction.source),
-        "shard_size": extraction.shard_size,
-    }
-    try:
-        _begin(partial, settings)
-        share = list(enumerate(extraction.ranges()))[process_index::process_count]
-        missing = [(i, indices) for i, indices in share if not _finished(partial, i).exists()]
-        total, left = (sum(len(indices) for _, indices in part) for part in (share, missing))
-        with tqdm(total=total, initial=total - left, desc=output.name, unit="record") as bar:
-            for i, indices in missing:
-                _extract_shard(partial, i, indices, extraction, bar)
-        manifest = _finish(output, partial, extraction)
-    except OSError as error:
-        raise InputError(f"cannot write {partial}: {error.strerror or error}") from error
+    with ray_engine.connected(ray_address) if engine == "ray" else contextlib.nullcontext():
+        extraction = make()
+        ranges = extraction.ranges()
+        if not partial.exists():
+            # Records of another kind are refused before a folder is begun with these settings.
+            _load(extraction, 0)
+        with _told_errors(partial):
+            _begin(partial, extraction)
+            share = range(len(ranges))[process_index::process_count]
+            missing = [i for i in share if not _finished(partial, i).exists()]
+            total, left = (sum(len(ranges[i]) for i in part) for part in (share, missing))
+            with tqdm(total=total, initial=total - left, desc=output.name, unit="record") as bar:
+                if engine == "ray":
+                    make_writer = functools.partial(_shard_writer, partial, make)
+                    for i in ray_engine.for_each(make_writer, missing):
+                        bar.update(len(ranges[i]))
+                else:
+                    for i in missing:
+                        _extract_shard(partial, i, extraction, bar)
+            manifest = _finish(output, partial, extraction)
+    if manifest is None and engine == "ray":
+        raise InputError(
+            f"not all shards have arrived in {partial}: a network file system may show them late; "
+            "start the command again"
+        )
     if manifest is None:
         print(f"finished share {process_index} of {process_count}; other shares are missing")
     else:
@@ -127,8 +150,52 @@ def extract(
     return manifest
 
 
-def _begin(partial: Path, settings: dict) -> None:
+def _check_sharing(
+    engine: str, ray_address: str | None, process_index: int, process_count: int
+) -> None:
+    if not 0 <= process_index < process_count:
+        raise InputError(
+            f"process index {process_index} must be at least 0 and less than the process count "
+            f"{process_count}"
+        )
+    if engine == "ray" and process_count > 1:
+        raise InputError('the engine "ray" shares the work itself; leave the process count out')
+    if engine == "local" and ray_address:
+        raise InputError(f'the Ray address {ray_address} is for the engine "ray"; name that too')
+
+
+@contextlib.contextmanager
+def _told_errors(partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {partial}: {error.strerror or error}") from error
+
+
+def _shard_writer(partial: Path, make: Callable[[], Extraction]) -> Callable[[int], None]:
+    """Writes shards of what another process has begun."""
+    if not partial.exists():
+        raise InputError(
+            f"{socket.gethostname()} has no {partial}: all machines of the cluster must have the "
+            "same file system"
+        )
+    extraction = make()
+
+    def write(i: int) -> None:
+        with _told_errors(partial):
+            _extract_shard(partial, i, extraction, tqdm(disable=True))
+
+    with _told_errors(partial):
+        _begin(partial, extraction)
+    return write
+
+
+def _begin(partial: Path, extraction: Extraction) -> None:
     """Makes the folder, or checks that what was begun in it is to be gone on with."""
+    settings = extraction.settings | {
+        "records": len(extraction.source),
+        "shard_size": extraction.shard_size,
+    }
     path = partial / "progress" / "settings.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -150,10 +217,8 @@ def _finished(partial: Path, i: int) -> Path:
     return partial / "progress" / f"{i:05d}.json"
 
 
-def _extract_shard(
-    partial: Path, i: int, indices: range, extraction: Extraction, bar: tqdm
-) -> None:
-    finished = _finished(partial, i)
+def _extract_shard(partial: Path, i: int, extraction: Extraction, bar: tqdm) -> None:
+    finished, indices = _finished(partial, i), extraction.ranges()[i]
     with _locked(finished.with_suffix(".lock")):
         if finished.exists():  # by a run with another number of processes
             bar.update(len(indices))

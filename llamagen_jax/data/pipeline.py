@@ -220,8 +220,8 @@ def _eval_example(config: DataConfig, record: dict) -> dict:
 
 def _decode(config: DataConfig, record: dict, fast_side: int = 0) -> Image.Image:
     image = transforms.decode(record["image"], fast_side)
-    if config.skip_small and min(image.size) < config.image_size:
-        raise ValueError(f"{image.width}x{image.height} px are less than {config.image_size}")
+    if config.skip_small:
+        transforms.refuse_small(image, config.image_size)
     return image
 
 

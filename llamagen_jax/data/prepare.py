@@ -2,146 +2,13 @@
 
 import argparse
 import functools
-import threading
 from collections.abc import Callable
 
-import jax
-import numpy as np
-
 from llamagen_jax.data import filter as metadata_filter
-from llamagen_jax.data import pack, scene_encoder, scene_files, text_features, transforms
+from llamagen_jax.data import image_codes, pack, scene_encoder, scene_files, text_features
 from llamagen_jax.data.extract import Extraction, extract
-from llamagen_jax.data.latents import (
-    decode_folder,
-    encode_folder,
-    encoder,
-    on_all_devices,
-    open_tokenizer,
-)
-from llamagen_jax.data.records import Manifest, TokenizerId
-from llamagen_jax.data.sources import SOURCES, open_source
-from llamagen_jax.errors import InputError, one_line_errors
-from llamagen_jax.export import weights_hash
-from llamagen_jax.models.vqgan import VQGAN
-
-
-def extract_codes(
-    kind: str,
-    location: str,
-    tokenizer: str,
-    output: str,
-    *,
-    image_size: int,
-    crops: str,
-    crop_range: float | None,
-    batch_size: int,
-    shard_size: int,
-    process_index: int,
-    process_count: int,
-) -> None:
-    """Encodes crops of every image of a source into a dataset folder of packed codes.
-
-    Records are {"codes": uint16 [crops, L]} with the image's "label", "captions" or both, in the
-    order of the source; broken images and those without a label or any caption are left out with a
-    warning. A run that was killed goes on when it is started again.
-
-    Args:
-      kind, location: of `sources.open_source`.
-      tokenizer: of `zoo.load`.
-      output: folder to write, which appears when it is complete.
-      image_size: side of a crop in pixels.
-      crops, crop_range: of `transforms.code_crops`; None is the original's 1.1.
-      batch_size: images per step over all devices, rounded up to a multiple of their number.
-      shard_size: images per file.
-      process_index, process_count: of `extract.extract`.
-
-    Raises:
-      InputError: a path, size or model is wrong, or see `extract.extract`.
-    """
-    crop_range = _crop_range(crops, crop_range, image_size)
-    model, params = open_tokenizer(tokenizer, batch_size=batch_size, image_size=image_size)
-    batch_size += -batch_size % jax.device_count()
-    c, source = model.config, open_source(kind, location)
-    made_by = TokenizerId(tokenizer, weights_hash(params), c.codebook_size)
-    extract(
-        output,
-        Extraction(
-            source=source,
-            load=functools.partial(
-                _load_crops, image_size=image_size, crops=crops, crop_range=crop_range
-            ),
-            run=_encode_crops(model, params, batch_size),
-            settings={
-                "source": kind,
-                "location": location,
-                "tokenizer": made_by.sha256,
-                "image_size": image_size,
-                "crops": crops,
-                "crop_range": crop_range,
-            },
-            manifest=Manifest(
-                shards=(),
-                image_size=image_size,
-                class_names=source.class_names,
-                tokenizer=made_by,
-                code_shape=(
-                    transforms.CODE_CROPS[crops],
-                    (image_size // c.downsampling) ** 2,
-                ),
-                crops=crops,
-                crop_range=crop_range,
-            ),
-            batch_size=batch_size,
-            shard_size=shard_size,
-        ),
-        process_index=process_index,
-        process_count=process_count,
-    )
-
-
-def _crop_range(crops: str, crop_range: float | None, image_size: int) -> float | None:
-    if crops != "ten-crop":
-        if crop_range is not None:
-            raise InputError(f"crop range {crop_range} is for ten-crop only, not for {crops}")
-        return None
-    crop_range = 1.1 if crop_range is None else crop_range
-    if not 1 <= crop_range <= 10:  # not even NaN
-        raise InputError(f"crop range {crop_range} must be at least 1 and at most 10")
-    return crop_range
-
-
-def _load_crops(
-    record: dict, image_size: int, crops: str, crop_range: float | None
-) -> tuple[np.ndarray, dict]:
-    """Crops [crops, S, S, 3], and what of the record is kept."""
-    kept = {key: record[key] for key in ("label", "captions") if key in record}
-    if "image" not in record or not kept:
-        raise InputError(
-            f"codes are made of images with labels or captions, not of: {', '.join(record)}"
-        )
-    if kept == {"captions": {}}:
-        raise ValueError("it has no caption")
-    image = transforms.decode(record["image"])
-    return transforms.code_crops(image, image_size, crops, crop_range), kept
-
-
-def _encode_crops(
-    model: VQGAN, params: dict, batch_size: int
-) -> Callable[[list[tuple[np.ndarray, dict]]], list[dict]]:
-    """Makes records of up to `batch_size` pairs of `_load_crops`."""
-    encode = on_all_devices(encoder(model), params)
-    # Programs start in the same order on every device.
-    start = threading.Lock()
-
-    def run(examples: list[tuple[np.ndarray, dict]]) -> list[dict]:
-        arrays, kept = zip(*examples, strict=True)
-        images = np.concatenate(arrays + arrays[-1:] * (batch_size - len(arrays)))
-        with start:
-            codes = encode(images)
-        rows = np.asarray(codes, np.uint16).reshape(batch_size, len(arrays[0]), -1)
-        return [{"codes": row} | fields for row, fields in zip(rows, kept, strict=False)]
-
-    return run
+from llamagen_jax.data.latents import decode_folder, encode_folder
+from llamagen_jax.errors import one_line_errors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -150,6 +17,12 @@ def main(argv: list[str] | None = None) -> None:
     run = arguments.pop("run")
     with one_line_errors():
         run(**arguments)
+
+
+def _extract(make: Callable[..., Extraction], output: str, **arguments) -> None:
+    names = ("engine", "ray_address", "process_index", "process_count")
+    sharing = {name: arguments.pop(name) for name in names}
+    extract(output, functools.partial(make, **arguments), **sharing)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,29 +36,12 @@ def _parser() -> argparse.ArgumentParser:
         help="images with labels or captions -> dataset of codes to train on",
         description="Encodes images to train a generator on. Killed at any moment and started "
         "again with the same command, it goes on at the first missing shard of OUTPUT.partial, "
-        "which becomes OUTPUT when it is complete. Several machines with one file "
-        "system share the work: give each the same command, --process-count and its own "
-        "--process-index.",
+        "which becomes OUTPUT when it is complete. Several machines with one file system share "
+        "the work: as a Ray cluster (--engine ray), or each with the same command, --process-count "
+        "and its own --process-index.",
     )
-    codes.set_defaults(run=extract_codes)
-    codes.add_argument("output", metavar="OUTPUT", help="dataset folder to write")
-    codes.add_argument("--source", dest="kind", choices=SOURCES, required=True)
-    codes.add_argument(
-        "--location", required=True, help="folder; split of the digits; NAME:VERSION/SPLIT of tfds"
-    )
-    codes.add_argument("--image-size", type=int, default=256, help="side of the crop (256)")
-    codes.add_argument(
-        "--crops",
-        choices=transforms.CODE_CROPS,
-        default="center",
-        help="centre crop, that and its mirror image, or ten crops of each image (center)",
-    )
-    codes.add_argument(
-        "--crop-range",
-        type=float,
-        help="ten-crop only: crops come from the centre crop this many times larger (1.1)",
-    )
-    codes.add_argument("--shard-size", type=int, default=10_000, help="images per file (10000)")
+    codes.set_defaults(run=functools.partial(_extract, image_codes.codes_extraction))
+    image_codes.add_arguments(codes)
 
     text = commands.add_parser(
         "text",
@@ -193,9 +49,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Encodes captions to train a text-conditional generator on. It goes on and "
         "shares its work as `codes` does.",
     )
+    text.set_defaults(run=functools.partial(_extract, text_features.text_extraction))
     text_features.add_arguments(text)
 
     for command in (codes, text):
+        command.add_argument(
+            "--engine",
+            choices=("local", "ray"),
+            default="local",
+            help="compute here, or on every GPU, or else machine, of a Ray cluster (local)",
+        )
+        command.add_argument(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="cluster to join; auto finds this machine's (RAY_ADDRESS, or one that is started)",
+        )
         command.add_argument("--process-index", type=int, default=0, help="which share to do (0)")
         command.add_argument("--process-count", type=int, default=1, help="shares of the work (1)")
 

@@ -3,10 +3,9 @@
 import argparse
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable
 
-from llamagen_jax.data.extract import Extraction, extract
+from llamagen_jax.data.extract import Extraction, starting_programs
 from llamagen_jax.data.records import TextEncoderId
 from llamagen_jax.data.sources import ArrayRecordSource
 from llamagen_jax.errors import InputError
@@ -14,60 +13,50 @@ from llamagen_jax.export import weights_hash
 from llamagen_jax.text_encoder import TextEncoder
 
 
-def extract_text(
+def text_extraction(
     input: str,
-    output: str,
     *,
     text_encoder: str,
     captions: list[str],
     length: int,
     batch_size: int,
     shard_size: int,
-    process_index: int,
-    process_count: int,
-) -> None:
-    """Adds the features of its captions to every record of a dataset folder.
+) -> Extraction:
+    """The records of a dataset folder with the features of their captions.
 
     Records are those of `input`, in their order, with "text": {caption's name: bfloat16 [t, C]},
     the features of the t <= `length` tokens of each caption. Records without captions that say
-    something are left out with a warning. A run that was killed goes on when it is started again.
+    something are left out with a warning.
 
     Args:
       input: dataset folder to read.
-      output: dataset folder to write, which appears when it is complete.
       text_encoder: folder of `TextEncoder.load`.
       captions: names of the captions to encode; all if empty.
       length: tokens that a caption is cut to.
       batch_size: captions per step over all devices, rounded up to a multiple of their number.
       shard_size: records per file.
-      process_index, process_count: of `extract.extract`.
 
     Raises:
-      InputError: a path or size is wrong, the records have no captions, or see `extract.extract`.
+      InputError: a path or size is wrong.
     """
     source = ArrayRecordSource(input)
     encoder = TextEncoder.load(text_encoder, length=length, batch_size=batch_size)
     made_by = TextEncoderId(
         text_encoder, weights_hash(encoder.params), encoder.model.config.dim, length
     )
-    extract(
-        output,
-        Extraction(
-            source=source,
-            load=functools.partial(_load_captions, names=captions),
-            run=_encode_captions(encoder),
-            settings={
-                "input": input,
-                "text_encoder": made_by.sha256,
-                "captions": captions,
-                "length": length,
-            },
-            manifest=dataclasses.replace(source.manifest, text_encoder=made_by),
-            batch_size=encoder.batch_size,
-            shard_size=shard_size,
-        ),
-        process_index=process_index,
-        process_count=process_count,
+    return Extraction(
+        source=source,
+        load=functools.partial(_load_captions, names=captions),
+        run=_encode_captions(encoder),
+        settings={
+            "input": input,
+            "text_encoder": made_by.sha256,
+            "captions": captions,
+            "length": length,
+        },
+        manifest=dataclasses.replace(source.manifest, text_encoder=made_by),
+        batch_size=encoder.batch_size,
+        shard_size=shard_size,
     )
 
 
@@ -87,13 +76,10 @@ def _load_captions(record: dict, names: list[str]) -> tuple[dict, dict[str, str]
 
 
 def _encode_captions(encoder: TextEncoder) -> Callable[[list[tuple[dict, dict]]], list[dict]]:
-    # Programs start in the same order on every device.
-    turn = threading.Lock()
-
     def run(examples: list[tuple[dict, dict[str, str]]]) -> list[dict]:
         # Shards often hold a text under several names.
         texts = list(dict.fromkeys(text for _, captions in examples for text in captions.values()))
-        with turn:
+        with starting_programs:
             features, mask = encoder.encode(texts)
         valid = {text: features[i, mask[i]] for i, text in enumerate(texts)}
         return [
@@ -106,7 +92,6 @@ def _encode_captions(encoder: TextEncoder) -> Callable[[list[tuple[dict, dict]]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare text`."""
-    parser.set_defaults(run=extract_text)
     parser.add_argument("input", metavar="INPUT", help="dataset folder of `codes` or `pack`")
     parser.add_argument("output", metavar="OUTPUT", help="dataset folder to write")
     parser.add_argument(

@@ -31,6 +31,12 @@ def decode(image: bytes | np.ndarray, fast_side: int = 0) -> Image.Image:
     return decoded if decoded.mode == "RGB" else decoded.convert("RGB")
 
 
+def refuse_small(image: Image.Image, size: int) -> None:
+    """Raises ValueError if a side of the image is under `size` pixels."""
+    if min(image.size) < size:
+        raise ValueError(f"{image.width}x{image.height} px are less than {size}")
+
+
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """The centre of the image, its smaller side resized to `size`: uint8 [size, size, 3].
 
