@@ -192,8 +192,8 @@ def test_whole_steps(name, lpips_files):
         close([values[term] for term in terms], golden["components"][index])
         norm, expected = values["grad_norm"], golden["gen_grad_norm"][index]
         np.testing.assert_allclose(norm, expected, rtol=1e-3)
-        # One of these 72 logits is 1e-5 from the kink of the hinge loss, as near as the steps before
-        # are to the original's: whether its share of the gradient is there depends on the machine.
+        # One of these 72 logits is 1e-5 from the kink of the hinge loss, no farther than the steps
+        # before led from the original: its share of the gradient is there or not by the machine.
         at_kink = name == "tokenizer_steps_adaptive" and index == 2
         norm, expected = values["discriminator_grad_norm"], golden["disc_grad_norm"][index]
         np.testing.assert_allclose(norm, expected, rtol=1 / 72 if at_kink else 1e-3)

@@ -234,6 +234,7 @@ def test_generator_trains_on_text_features_that_other_processes_load(tmp_path, f
     [
         ({"data__caption_weights": ()}, "caption_weights must name captions"),
         ({"model__caption_dim": 32}, r"holds features \[5, 16\] of t5 .* reads \[5, 32\]"),
+        ({"text_encoder": "flan-t5-xl"}, "features of t5 but config.text_encoder=flan-t5-xl"),
     ],
 )
 def test_features_that_do_not_fit_the_model_are_refused(tmp_path, features, change, message):

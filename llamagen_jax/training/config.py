@@ -130,7 +130,8 @@ class GeneratorTraining(TrainConfig):
         them of images while training; "" trains on packed codes without sample images and without
         checking that the codes are its.
       text_encoder: folder of the T5 that made the text features, or that is to make them of
-        captions while training; only then, and by sample.py, it is opened. "" for labels.
+        captions while training; only then, and by sample.py, it is opened. "" for labels, or
+        without checking that features are its.
       sample: settings of the sample images.
       accumulation_steps: parts of a batch whose gradients are computed one after another, for
         batches that do not fit in memory at once.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import flax.struct
 import jax
@@ -271,4 +272,10 @@ def _check_features(config: GeneratorTraining, source: Source) -> None:
             f"{name} holds features [{encoder.length}, {encoder.width}] of {encoder.name} but the "
             f"model reads [{model.condition_length}, {model.caption_dim}]; change "
             "config.model.condition_length and caption_dim or the text encoder"
+        )
+    # The encoder need not be here, and its folder may be elsewhere than it was: names must do.
+    if config.text_encoder and Path(config.text_encoder).name != Path(encoder.name).name:
+        raise InputError(
+            f"{name} holds features of {encoder.name} but config.text_encoder="
+            f"{config.text_encoder}; make the features again or name that encoder"
         )
