@@ -1,11 +1,14 @@
-# `make demo` and `make test` need nothing but Python 3.11 or newer; both install into .venv.
+# Each needs nothing but Python 3.11 or newer, and installs into .venv.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test
+.PHONY: demo demo-text test
 
 demo: .venv/demo
 	$(BIN)/python demo.py
+
+demo-text: .venv/demo-text
+	$(BIN)/python demo_text.py
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -15,8 +18,9 @@ test: .venv/test
 
 # One stamp per extra, renewed when the requirements change.
 .venv/demo: EXTRA = eval
+.venv/demo-text: EXTRA = eval,prepare,text
 .venv/test: EXTRA = test
-.venv/demo .venv/test: pyproject.toml
+.venv/demo .venv/demo-text .venv/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
 	touch $@

@@ -3,7 +3,9 @@
 Variants: "stage1", GPT-XL at 256 px on filtered LAION-COCO, and "stage2", the same at 512 px from
 the weights of stage 1, on images with long and short captions (paper section 3.3). Folders are made
 by `llamagen_jax.data.prepare codes` and `prepare text`. The paper does not tell how long it trains:
-the steps are one epoch of its 50 million and of its 10 million images.
+the steps are one epoch of its 50 million and of its 10 million images. "scenes-stage1", at 32 px,
+and "scenes-stage2", at 64 px, are the same for the rendered scenes at a tiny size
+(`make demo-text`).
 """
 
 import dataclasses
@@ -17,7 +19,12 @@ _BATCH_SIZE = 256
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    variants = {"stage1": _stage1, "stage2": _stage2}
+    variants = {
+        "stage1": _stage1,
+        "stage2": _stage2,
+        "scenes-stage1": _scenes_stage1,
+        "scenes-stage2": _scenes_stage2,
+    }
     if variant not in variants:
         raise ValueError(f"t2i.py has no variant '{variant}'; {nearest(variant, variants)}")
     return ConfigDict(variants[variant]())
@@ -95,3 +102,58 @@ def _stage(
         "sample_every": 5_000,
         "checkpoint_every": 5_000,
     }
+
+
+def _scenes_stage1() -> dict:
+    return _scenes_stage("stage1", 32, steps=500, init_from="")
+
+
+def _scenes_stage2() -> dict:
+    return _scenes_stage("stage2", 64, steps=3500, init_from="demo_text/stage1")
+
+
+def _scenes_stage(name: str, resolution: int, *, steps: int, init_from: str) -> dict:
+    config = _stage(
+        resolution,
+        steps=steps,
+        init_from=init_from,
+        folder=f"demo_text/{name}",
+        caption_weights=(("long", 0.7), ("short", 0.3)),
+    )
+    config |= {
+        "batch_size": 16,
+        "tokenizer": "demo_text/tokenizer",
+        "text_encoder": "demo_text/t5",
+        "sample": {"guidance_scale": 1.5, "top_k": 0},
+        "remat": "none",
+        "log_every": 50,
+        "eval_every": 500,
+        "sample_every": 500,
+        "checkpoint_every": 500,
+    }
+    config["data"]["workers"] = 0
+    config["model"] |= {
+        "dim": 128,
+        "n_layers": 4,
+        "n_heads": 4,
+        "vocab_size": 512,
+        "grid_size": resolution // 8,
+        "condition_length": 20,
+        "caption_dim": 128,
+        "multiple_of": 32,
+        # Of a few rows and columns a position turns even the slowest pair visibly.
+        "rope_base": 100.0,
+        "condition_rope": "identity",
+        # Guidance takes a model of the codes alone as well, and the runs are short.
+        "condition_dropout": 0.2,
+        "token_dropout": 0.0,
+        "residual_dropout": 0.0,
+        "ffn_dropout": 0.0,
+        "dtype": "float32",
+    }
+    config["optimizer"] |= {
+        "learning_rate": 2e-3,
+        "schedule": "cosine",
+        "warmup_steps": 50,
+    }
+    return config

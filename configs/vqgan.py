@@ -2,7 +2,8 @@
 
 Variants: "VQ-16" and "VQ-8", trained on ImageNet at 256 px, and "finetune", VQ-16 from its
 released weights on other images. `weights/` must hold the two files of LPIPS, see
-`llamagen_jax.lpips_weights`.
+`llamagen_jax.lpips_weights`. "scenes" is a tiny one for the rendered scenes, without LPIPS and
+discriminator: 64 px to 8x8 codes, and "scenes-finetune" goes on from it (`make demo-text`).
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,13 @@ _EPOCHS = 40
 # Change it with the data: steps follow from the number of images.
 _IMAGES = 1_281_167
 
-_MULTIPLIERS = {"VQ-16": (1, 1, 2, 2, 4), "VQ-8": (1, 2, 2, 4), "finetune": (1, 1, 2, 2, 4)}
+_MULTIPLIERS = {
+    "VQ-16": (1, 1, 2, 2, 4),
+    "VQ-8": (1, 2, 2, 4),
+    "finetune": (1, 1, 2, 2, 4),
+    "scenes": (1, 1, 2, 2),
+    "scenes-finetune": (1, 1, 2, 2),
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -28,7 +35,41 @@ def get_config(variant: str = "") -> ConfigDict:
         config.loss.adversarial_start = 0
         config.optimizer.warmup_steps = 2000
         config.steps = 50_000
+    elif variant == "scenes":
+        _shrink(config)
+    elif variant == "scenes-finetune":
+        # Once the entropy term has brought most codes into use, latents are to keep to theirs: a
+        # small generator learns codes best that tell their own patch and nothing of the others.
+        _shrink(config)
+        config.init_from = "demo_text/tokenizer_base"
+        config.steps = 300
+        config.update(eval_every=100, sample_every=100, checkpoint_every=100)
+        config.model.update(entropy_weight=0.0, commitment_weight=1.0)
     return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    config.update(batch_size=16, steps=800, log_every=50)
+    config.update(eval_every=200, sample_every=200, checkpoint_every=200)
+    config.data.update(
+        source="tar_shards",
+        train="demo_text/shards_train",
+        eval="demo_text/shards_val",
+        image_size=64,
+        random_crop=False,
+        random_flip=False,
+        workers=0,
+    )
+    config.model.update(
+        base_channels=32,
+        num_res_blocks=1,
+        z_channels=64,
+        codebook_size=512,
+        entropy_weight=0.003,
+        dtype="float32",
+    )
+    config.loss.update(perceptual_weight=0.0, adversarial_weight=0.0)
+    config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=20)
 
 
 def _paper(channel_multipliers: tuple[int, ...]) -> dict:

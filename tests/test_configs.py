@@ -18,8 +18,8 @@ VARIANTS = {
     "c2i": ("B-256", "3B-384"),
     "digits": ("tokenizer", "generator"),
     "photos": (None,),
-    "t2i": ("stage1", "stage2"),
-    "vqgan": ("VQ-16", "VQ-8", "finetune"),
+    "t2i": ("stage1", "stage2", "scenes-stage1", "scenes-stage2"),
+    "vqgan": ("VQ-16", "VQ-8", "finetune", "scenes", "scenes-finetune"),
 }
 
 

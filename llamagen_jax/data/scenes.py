@@ -21,7 +21,7 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle")
 # Radius of a shape as a fraction of the image's side.
-SIZES = {"small": 0.14, "large": 0.2}
+SIZES = {"small": 0.16, "large": 0.21}
 # How the first of two objects lies to the second, and the second to the first.
 RELATIONS = {"left of": "right of", "above": "below"}
 
@@ -31,13 +31,22 @@ _PHRASES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
+# Things keep to these places: the world then has few different patches, which a small codebook
+# holds and a small generator soon learns.
 _POSITIONS = {
     "in the middle": (0.5, 0.5),
-    "at the top left": (0.28, 0.28),
-    "at the top right": (0.72, 0.28),
-    "at the bottom left": (0.28, 0.72),
-    "at the bottom right": (0.72, 0.72),
+    "on the left": (0.25, 0.5),
+    "on the right": (0.75, 0.5),
+    "at the top": (0.5, 0.25),
+    "at the bottom": (0.5, 0.75),
+    "at the top left": (0.25, 0.25),
+    "at the top right": (0.75, 0.25),
+    "at the bottom left": (0.25, 0.75),
+    "at the bottom right": (0.75, 0.75),
 }
+# Of the first and the second of two related things.
+_PLACES = {"left of": ("on the left", "on the right"), "above": ("at the top", "at the bottom")}
+_CORNERS = list(itertools.product((0.25, 0.75), repeat=2))
 _NUMBERS = {2: "two", 3: "three"}
 _SUPERSAMPLING = 4
 
@@ -97,37 +106,26 @@ _TRAINING = [combination for combination in _combinations() if combination not i
 
 
 def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
-    """60 % two related things, 25 % a single one, 15 % two or three alike; held out: all two."""
+    """60 % two related things, 30 % a single one, 10 % two or three alike; held out: all two."""
     if held_out:
         return _pair(sorted(HELD_OUT), rng)
     draw = rng.random()
     if draw < 0.6:
         return _pair(_TRAINING, rng)
     shape, color = rng.choice(SHAPES), rng.choice(list(COLORS))
-    if draw < 0.85:
+    if draw < 0.9:
         position = str(rng.choice(list(_POSITIONS)))
-        x, y = np.array(_POSITIONS[position]) + rng.uniform(-0.04, 0.04, 2)
-        return Scene((_thing(shape, color, _size(rng), x, y),), position=position)
-    count = int(rng.integers(2, 4))
-    columns = (np.arange(count) + 0.5) / count if count == 2 else np.array([0.18, 0.5, 0.82])
-    x = columns + rng.uniform(-0.01, 0.01, count)
-    y = rng.uniform(0.3, 0.7, count)
-    return Scene(tuple(_thing(shape, color, "small", *place) for place in zip(x, y, strict=True)))
+        thing = _thing(shape, color, _size(rng), *_POSITIONS[position])
+        return Scene((thing,), position=position)
+    places = rng.permutation(_CORNERS)[: rng.integers(2, 4)]
+    return Scene(tuple(_thing(shape, color, "small", *place) for place in places))
 
 
 def _pair(combinations: list[tuple], rng: np.random.Generator) -> Scene:
     first, relation, second = combinations[rng.integers(len(combinations))]
-    sizes = _size(rng), _size(rng)
-    # The middle between the things lies near the image's, and each stays within its half.
-    radii = np.array([SIZES[size] for size in sizes])
-    along = np.array([0.25, 0.75]) + rng.uniform(-1, 1, 2) * (0.23 - radii)
-    across = 0.5 + rng.uniform(-0.1, 0.1, 2)
-    x, y = (along, across) if relation == "left of" else (across, along)
     things = (
-        _thing(shape, color, size, *place)
-        for (color, shape), size, place in zip(
-            (first, second), sizes, zip(x, y, strict=True), strict=True
-        )
+        _thing(shape, color, _size(rng), *_POSITIONS[place])
+        for (color, shape), place in zip((first, second), _PLACES[relation], strict=True)
     )
     return Scene(tuple(things), relation)
 

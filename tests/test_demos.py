@@ -1,0 +1,44 @@
+"""The demos' commands are such as the programs take; to run them takes minutes (`make demo`)."""
+
+import importlib
+import itertools
+import re
+import shlex
+
+import pytest
+
+import demo
+import demo_text
+import sample
+from llamagen_jax.data import prepare
+
+
+@pytest.mark.parametrize("module", [demo, demo_text])
+def test_commands_are_taken(module):
+    programs = set()
+    for command in itertools.chain(*module.stages().values()):
+        program, *arguments = shlex.split(
+            command.replace("-m llamagen_jax.data.prepare", "prepare")
+        )
+        programs.add(program)
+        if program == "train.py":
+            name, variant = re.match(r"--config=configs/(\w+)\.py:(\S+)", arguments[0]).groups()
+            importlib.import_module(f"configs.{name}").get_config(variant)
+        else:
+            parser = {"sample.py": sample, "prepare": prepare}[program]._parser()
+            parser.parse_args(arguments)
+    assert programs == {"train.py", "sample.py", "prepare"}
+
+
+def test_report_tells_what_missed_its_target(capsys, tmp_path):
+    figures = [
+        demo.Figure("share", 0.95, "{:.0%}", at_least=0.9),
+        demo.Figure("loss", 0.2, "{:.1f}", below=0.3),
+        demo.Figure("size", 3, "{:.0f}"),
+    ]
+    assert demo.report(tmp_path, figures, {"all of it": 2.0}, ("a.png",)) == 0
+    assert "MISSED" not in capsys.readouterr().out
+    figures.append(demo.Figure("loss", 0.3, "{:.1f}", below=0.3))
+    assert demo.report(tmp_path, figures, {"all of it": 2.0}, ()) == 1
+    (missed,) = [line for line in capsys.readouterr().out.splitlines() if "MISSED" in line]
+    assert missed.split() == ["loss", "0.3", "<", "0.3", "MISSED"]
