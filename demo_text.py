@@ -67,8 +67,8 @@ def stages() -> dict[str, list[str]]:
         ],
         "sample": [
             f"{sample} --guidance-scale {GUIDANCE_SCALE} --count 4 --output {FOLDER}/samples.png"
-            " --prompts 'a small red circle left of a large blue square'"
-            " 'a large yellow triangle above a small green square'"
+            " --prompts 'a small blue square left of a large red triangle'"
+            " 'a large red circle above a small yellow square'"
             " 'three purple squares' 'a large green circle at the bottom right'",
             *(
                 f"{sample} --guidance-scale {scale} --prompt-file {FOLDER}/prompts.txt"
