@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +31,22 @@ class Figure(NamedTuple):
 
 def main() -> None:
     """Runs every stage from nothing, then prints the figures and the files to look at."""
-    seconds = run(FOLDER, stages())
+    look_at = ("samples.png", "reconstructions.png", "tokenizer/samples", "generator/samples")
+    sys.exit(show(FOLDER, stages(), measure, look_at))
+
+
+def show(
+    folder: Path,
+    stages: dict[str, list[str]],
+    measure: Callable[[], list[Figure]],
+    look_at: tuple[str, ...],
+) -> int:
+    """Runs the stages in the emptied folder, measures, and reports; returns the exit status."""
+    seconds = run(folder, stages)
     started = time.perf_counter()
     figures = measure()
     seconds["measure"] = time.perf_counter() - started
-    look_at = ("samples.png", "reconstructions.png", "tokenizer/samples", "generator/samples")
-    sys.exit(report(FOLDER, figures, seconds, look_at))
+    return report(folder, figures, seconds, look_at)
 
 
 def run(folder: Path, stages: dict[str, list[str]]) -> dict[str, float]:

@@ -5,12 +5,11 @@ shards, made codes and text features of, and learned in two stages. Prompts are 
 """
 
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
-from demo import Figure, last_psnr, report, run
+from demo import Figure, last_psnr, show
 
 FOLDER = Path("demo_text")
 PROMPTS, PROMPTS_SEED = 300, 3
@@ -20,10 +19,6 @@ _PREPARE = "-m llamagen_jax.data.prepare"
 
 def main() -> None:
     """Runs every stage from nothing, then prints the figures and the files to look at."""
-    seconds = run(FOLDER, stages())
-    started = time.perf_counter()
-    figures = measure()
-    seconds["measure"] = time.perf_counter() - started
     look_at = (
         "samples.png",
         "kept_train/report.png",
@@ -31,7 +26,7 @@ def main() -> None:
         "stage1/samples",
         "stage2/samples",
     )
-    sys.exit(report(FOLDER, figures, seconds, look_at))
+    sys.exit(show(FOLDER, stages(), measure, look_at))
 
 
 def stages() -> dict[str, list[str]]:
