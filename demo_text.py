@@ -13,7 +13,14 @@ from demo import Figure, last_psnr, show
 
 FOLDER = Path("demo_text")
 PROMPTS, PROMPTS_SEED = 300, 3
-GUIDANCE_SCALE = 1.5
+_GUIDANCE = "--guidance-scale 1.4"
+# What guidance gains is told from samples of all codes: without the improbable ones most prompts
+# are met with or without it.
+_SAMPLERS = {
+    "best": f"{_GUIDANCE} --top-p 0.9",
+    "guided": _GUIDANCE,
+    "unguided": "--guidance-scale 1",
+}
 _PREPARE = "-m llamagen_jax.data.prepare"
 
 
@@ -61,14 +68,14 @@ def stages() -> dict[str, list[str]]:
             f"train.py --config=configs/t2i.py:scenes-stage2 --workdir={FOLDER}/stage2"
         ],
         "sample": [
-            f"{sample} --guidance-scale {GUIDANCE_SCALE} --count 4 --output {FOLDER}/samples.png"
+            f"{sample} {_SAMPLERS['best']} --count 4 --output {FOLDER}/samples.png"
             " --prompts 'a small blue square left of a large red triangle'"
             " 'a large red circle above a small yellow square'"
             " 'three purple squares' 'a large green circle at the bottom right'",
             *(
-                f"{sample} --guidance-scale {scale} --prompt-file {FOLDER}/prompts.txt"
-                f" --batch-size 100 --output {FOLDER}/guided_{scale}.npz"
-                for scale in (1, GUIDANCE_SCALE)
+                f"{sample} {options} --prompt-file {FOLDER}/prompts.txt --batch-size 100"
+                f" --output {FOLDER}/{name}.npz"
+                for name, options in _SAMPLERS.items()
             ),
         ],
     }
@@ -95,19 +102,18 @@ def measure() -> list[Figure]:
     from llamagen_jax.data.scenes import held_out_prompts
 
     scenes = [prompt.scene for prompt in held_out_prompts(PROMPTS, PROMPTS_SEED)]
-    unguided, guided = (
-        score(np.load(FOLDER / f"guided_{scale}.npz")["arr_0"], scenes)
-        for scale in (1, GUIDANCE_SCALE)
+    best, guided, unguided = (
+        score(np.load(FOLDER / f"{name}.npz")["arr_0"], scenes) for name in _SAMPLERS
     )
     gain = guided.relation - unguided.relation
     psnr = last_psnr(FOLDER / "tokenizer")
     return [
         Figure("reconstruction PSNR, held-out scenes", psnr, "{:.1f} dB"),
-        Figure("colours and shapes right, held-out prompts", guided.things, "{:.1%}", 0.9),
-        Figure("  and in the right relation", guided.relation, "{:.1%}", 0.8),
-        Figure("colours and shapes right, unguided", unguided.things, "{:.1%}"),
-        Figure("  and in the right relation", unguided.relation, "{:.1%}"),
-        Figure("gain of guidance", gain, "{:.1%}", at_least=1e-9),
+        Figure("colours and shapes right, held-out prompts", best.things, "{:.1%}", at_least=0.9),
+        Figure("  and in the right relation", best.relation, "{:.1%}", at_least=0.8),
+        Figure("  the same without top-p", guided.relation, "{:.1%}"),
+        Figure("  nor guidance", unguided.relation, "{:.1%}"),
+        Figure("gain of guidance", gain, "{:.1%}", at_least=0.001),
     ]
 
 
