@@ -33,7 +33,7 @@ def write_tar(path, members, mode="w"):
 
 
 def sample(number, *, side=32, **fields):
-    fields = {"long": f"a long caption {number}", "width": side, "exif": None} | fields
+    fields = {"long": f"a long caption {number}", "width": side, "exif": None, "url": "a"} | fields
     return [
         (f"{number:09d}.jpg", jpeg(number, side)),
         (f"{number:09d}.json", json.dumps(fields).encode()),
@@ -113,9 +113,10 @@ def test_members_may_be_of_other_kinds_and_orders(tmp_path):
 def test_damaged_samples_raise(tmp_path):
     no_image = [("0.txt", b"a cat")]
     bad_json = [("1.jpg", b"1"), ("1.json", b'{"a": ')]
-    write_tar(tmp_path / "0.tar", [*no_image, *bad_json])
+    half_character = [("2.jpg", b"1"), ("2.json", b'{"long": "\\ud83d"}')]
+    write_tar(tmp_path / "0.tar", [*no_image, *bad_json, *half_character])
     source = TarShardsSource(tmp_path)
-    for index, message in enumerate(["no image", "Expecting value"]):
+    for index, message in enumerate(["no image", "Expecting value", "surrogates not allowed"]):
         with pytest.raises(ValueError, match=message):
             source[index]
 
@@ -125,11 +126,14 @@ def test_shards_that_cannot_be_read_are_left_out(shards, caplog):
     write_tar(shards / "00003.tar", sample(7), mode="w:gz")
     whole = (shards / "00000.tar").read_bytes()
     (shards / "00004.tar").write_bytes(whole[: len(whole) // 3])
+    with tarfile.open(shards / "00000.tar") as tar:
+        header = tar.getmembers()[3].offset
+    (shards / "00005.tar").write_bytes(whole[: header + 300])
     with caplog.at_level(logging.WARNING, "absl"):
         source = TarShardsSource(shards)
-    assert (len(source), source.unreadable) == (6, 3)
-    assert f"left out 3 of the 5 shards in '{shards}'" in caplog.text
-    for name in ("00002.tar", "00003.tar", "00004.tar"):
+    assert (len(source), source.unreadable) == (6, 4)
+    assert f"left out 4 of the 6 shards in '{shards}'" in caplog.text
+    for name in ("00002.tar", "00003.tar", "00004.tar", "00005.tar"):
         assert f"left out shard '{shards}/{name}': " in caplog.text
 
 
@@ -142,12 +146,12 @@ def test_nothing_to_read(tmp_path):
 
 
 def test_folders_that_cannot_be_written_are_read(shards, monkeypatch):
-    def refuse(**arguments):
+    def refuse(*_, **__):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr(np, "savez", refuse)
     assert len(TarShardsSource(shards)) == 6
-    assert not list(shards.glob("*.index"))
+    assert not list(shards.glob("*.index*"))
 
 
 def test_packing(shards, tmp_path, capsys, caplog):

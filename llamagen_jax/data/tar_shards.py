@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import tarfile
-import tempfile
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,18 @@ from llamagen_jax.errors import InputError
 
 # Which column of an index holds a member.
 _PARTS = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "json": 2}
+_END = bytes(2 * tarfile.BLOCKSIZE)
+# Strings of the .json member that img2dataset keeps of every image, beside captions.
+_NO_CAPTIONS = ("url", "key", "status", "error_message", "exif", "md5", "sha256", "sha512")
 
 
 class TarShardsSource:
     """The samples of a folder of uncompressed `*.tar` shards, in the order of names and positions.
 
     Records are {"image": encoded bytes, "captions": {name: text}}. The captions are the .txt member
-    as "txt" and every string of the .json member under its key; empty texts are left out. Reading a
-    sample without an image or with a damaged .json raises.
+    as "txt" and the strings of the .json member under their keys; empty ones and what img2dataset
+    keeps besides ("url", "sha256" and the like) are left out. Reading a sample raises that has no
+    image, a damaged .json or text that is not UTF-8.
 
     Where the members lie in a shard is kept beside it in SHARD.index, which is made anew when the
     shard's size or time of change is another; where it cannot be written it is held in memory
@@ -80,8 +84,13 @@ class TarShardsSource:
         if not image:
             raise ValueError("it has no image")
         captions = {"txt": text.decode()} | (json.loads(fields) if fields else {})
-        texts = {name: text for name, text in captions.items() if isinstance(text, str)}
-        return {"image": image, "captions": {k: text for k, text in texts.items() if text.strip()}}
+        captions = {
+            name: text
+            for name, text in captions.items()
+            if name not in _NO_CAPTIONS and isinstance(text, str) and text.strip()
+        }
+        "".join(captions.values()).encode()  # JSON can hold halves of characters
+        return {"image": image, "captions": captions}
 
     def name(self, index: int) -> str:
         shard, position = self._locate(index)
@@ -112,10 +121,13 @@ def _cached_index(path: Path) -> np.ndarray:
     index = _index(path)
     # Under a name of its own, as several processes may index the same shard at a time.
     with contextlib.suppress(OSError):
-        descriptor, partial = tempfile.mkstemp(prefix=cache.name, dir=cache.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, stamp=stamp, index=index)
-        Path(partial).replace(cache)
+        partial = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}")
+        try:
+            with partial.open("xb") as file:
+                np.savez(file, stamp=stamp, index=index)
+            partial.replace(cache)
+        finally:
+            partial.unlink(missing_ok=True)
     return index
 
 
@@ -129,4 +141,8 @@ def _index(path: Path) -> np.ndarray:
             if member.isfile() and part is not None:
                 sample = samples.setdefault(f"{folder}/{stem}", np.zeros((3, 2), np.int64))
                 sample[part] = member.offset_data, member.size
+        # tarfile takes what is left of a header, or a damaged one, for the end.
+        shard.fileobj.seek(shard.offset)
+        if shard.fileobj.read(len(_END)) != _END:
+            raise tarfile.ReadError(f"no tar header and no end of the file at byte {shard.offset}")
     return np.stack(list(samples.values())) if samples else np.zeros((0, 3, 2), np.int64)
