@@ -95,7 +95,9 @@ def test_text_features_are_those_of_one_process_on_a_cluster_of_its_own(tmp_path
     for name in ("ray", "sentencepiece", "ftfy"):
         pytest.importorskip(name)
     t5 = tiny.write_t5(tmp_path / "t5", tiny.write_spiece(tmp_path))
-    write_dataset(tmp_path / "in", ({"captions": {"txt": f"{i} cats"}} for i in range(5)))
+    codes = np.zeros((1, 2), np.uint16)
+    records = ({"codes": codes, "captions": {"txt": f"{i} cats"}} for i in range(5))
+    write_dataset(tmp_path / "in", records, code_shape=(1, 2))
     command = ["text", tmp_path / "in", "--text-encoder", t5, "--shard-size", "3"]
     run(*command, tmp_path / "one")
     # A process of its own, since a local cluster leaves its mark on the environment.
@@ -106,8 +108,11 @@ def test_text_features_are_those_of_one_process_on_a_cluster_of_its_own(tmp_path
 
 def load(record: dict, folder: Path, seconds: float) -> int:
     """Writes which process and GPU it was; dies at number 57, once."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpu is None:  # the driver, which tries a record before it begins
+        return record["number"]
     time.sleep(seconds)
-    (folder / f"{os.getpid()}-{os.environ['CUDA_VISIBLE_DEVICES']}").touch()
+    (folder / f"{os.getpid()}-{gpu}").touch()
     if record["number"] == 57 and not (folder / "died").exists():
         (folder / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -20,13 +20,13 @@ pytest.importorskip("sentencepiece")
 pytest.importorskip("ftfy")
 
 LENGTH = 12
-# Record 3 says nothing; record 5 is longer than LENGTH; of odd ones there is no short caption.
+# Cleaning leaves nothing of record 3; record 5 is longer than LENGTH; some have no short caption.
 CAPTIONS = [
     {"long": f"A large circle left of {i} squares", "short": f"{i} squares", "url": "x"}
     for i in range(7)
 ]
 CAPTIONS[1] = {"long": "two circles", "short": " "}
-CAPTIONS[3] = {"long": "", "short": " "}
+CAPTIONS[3] = {"long": "图片", "short": " "}
 CAPTIONS[5] = {"long": "a red circle left of a blue square " * 3}
 KEPT = [0, 1, 2, 4, 5, 6]
 
@@ -136,7 +136,7 @@ def test_bad_input(captioned, t5, tmp_path):
     out = [tmp_path / "out", "--text-encoder"]
     write_dataset(tmp_path / "labels", [{"codes": np.zeros((1, 2), np.uint16), "label": 0}])
     line = fails("text", tmp_path / "labels", *out, t5)
-    assert "features are made of captions, not of: codes, label" in line
+    assert "features are made for codes with captions, not for: codes, label" in line
     line = fails("text", captioned, *out, t5, "--captions", "lnog")
     assert "every record of" in line and "it has no caption of lnog, only: long, short, url" in line
     assert "nowhere is no folder; expected one of a T5" in fails("text", captioned, *out, "nowhere")

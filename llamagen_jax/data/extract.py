@@ -35,6 +35,8 @@ from llamagen_jax.files import staged
 
 # While one batch is on the device, the next one is on its way.
 _BATCHES_AT_ONCE = 2
+# Records that may be broken before the first whole one.
+_MOST_TRIED = 1000
 
 # Held while programs are started: they must start in the same order on every device.
 starting_programs = threading.Lock()
@@ -113,15 +115,15 @@ def extract(
     """
     output = Path(output)
     _check_sharing(engine, ray_address, process_index, process_count)
-    if output.exists():
-        raise InputError(f"{output} exists already; remove it or choose another name")
+    _check_free(output)
     partial = output.with_name(output.name + ".partial")
     with ray_engine.connected(ray_address) if engine == "ray" else contextlib.nullcontext():
         extraction = make()
         ranges = extraction.ranges()
+        # While models were loaded, another process may have finished the work.
+        _check_free(output)
         if not partial.exists():
-            # Records of another kind are refused before a folder is begun with these settings.
-            _load(extraction, 0)
+            _check_first(extraction)
         with _told_errors(partial):
             _begin(partial, extraction)
             share = range(len(ranges))[process_index::process_count]
@@ -148,6 +150,27 @@ def extract(
         skipped = len(extraction.source) - count
         print(f"wrote {count} records to {output}; skipped {skipped}")
     return manifest
+
+
+def _check_free(output: Path) -> None:
+    if output.exists():
+        raise InputError(f"{output} exists already; remove it or choose another name")
+
+
+def _check_first(extraction: Extraction) -> None:
+    """Refuses data of which nothing can be used, before a folder is begun."""
+    count = min(len(extraction.source), _MOST_TRIED)
+    if all(_load(extraction, i)[1] for i in range(count)):
+        whole = count == len(extraction.source)
+        which = "every record" if whole else f"each of the first {count} records"
+        raise _all_broken(extraction, which)
+
+
+def _all_broken(extraction: Extraction, which: str) -> InputError:
+    _, reason = _load(extraction, 0)
+    return InputError(
+        f"{which} of {extraction.source!r} is broken, the first: {reason}; check the input"
+    )
 
 
 def _check_sharing(
@@ -305,11 +328,7 @@ def _finish(output: Path, partial: Path, extraction: Extraction) -> Manifest | N
         shards = [json.loads(path.read_text()) for path in finished]
         if not any(shards):
             shutil.rmtree(partial)
-            _, reason = _load(extraction, 0)
-            raise InputError(
-                f"every record of {extraction.source!r} is broken, the first: {reason}; "
-                "check the input"
-            )
+            raise _all_broken(extraction, "every record")
         manifest = dataclasses.replace(
             extraction.manifest, shards=tuple(Shard(**shard) for shard in shards if shard)
         )

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from llamagen_jax.data.captions import clean
 from llamagen_jax.data.extract import Extraction, starting_programs
 from llamagen_jax.data.records import TextEncoderId
 from llamagen_jax.data.sources import ArrayRecordSource
@@ -25,11 +26,11 @@ def text_extraction(
     """The records of a dataset folder with the features of their captions.
 
     Records are those of `input`, in their order, with "text": {caption's name: bfloat16 [t, C]},
-    the features of the t <= `length` tokens of each caption. Records without captions that say
-    something are left out with a warning.
+    the features of the t <= `length` tokens of each caption. Records without captions of which
+    cleaning leaves something are left out with a warning.
 
     Args:
-      input: dataset folder to read.
+      input: dataset folder of codes with captions.
       text_encoder: folder of `TextEncoder.load`.
       captions: names of the captions to encode; all if empty.
       length: tokens that a caption is cut to.
@@ -62,12 +63,16 @@ def text_extraction(
 
 def _load_captions(record: dict, names: list[str]) -> tuple[dict, dict[str, str]]:
     """The record and those of its captions that are to be encoded."""
-    if "captions" not in record:
-        raise InputError(f"features are made of captions, not of: {', '.join(record)}")
+    # Of images training makes features itself.
+    if not {"codes", "captions"} <= record.keys():
+        raise InputError(
+            f"features are made for codes with captions, not for: {', '.join(record)}; make codes "
+            "with `python -m llamagen_jax.data.prepare codes`"
+        )
     captions = {
         name: text
         for name, text in record["captions"].items()
-        if text.strip() and (not names or name in names)
+        if (not names or name in names) and clean(text)
     }
     if not captions:
         wanted = f" of {', '.join(names)}, only: {', '.join(record['captions'])}" if names else ""
@@ -92,7 +97,7 @@ def _encode_captions(encoder: TextEncoder) -> Callable[[list[tuple[dict, dict]]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare text`."""
-    parser.add_argument("input", metavar="INPUT", help="dataset folder of `codes` or `pack`")
+    parser.add_argument("input", metavar="INPUT", help="dataset folder of `codes`")
     parser.add_argument("output", metavar="OUTPUT", help="dataset folder to write")
     parser.add_argument(
         "--text-encoder", required=True, help="folder of a T5 from Hugging Face, as flan-t5-xl"
