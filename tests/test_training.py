@@ -63,7 +63,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(codes):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_interrupted_run_ends_with_the_same_bits(tmp_path, codes, task, monkeypatch):
-    config = _config(task, codes, steps=6, checkpoint_every=3, optimizer__ema_decay=0.9)
+    config = _config(
+        task, codes, steps=6, log_every=3, checkpoint_every=3, optimizer__ema_decay=0.9
+    )
     whole = train(config, tmp_path / "whole")
 
     put_batch, calls = sharding.put_batch, []
@@ -92,7 +94,7 @@ def test_checkpoint_of_one_mesh_goes_on_on_another(tmp_path, codes):
     sharded = {"data": 2, "fsdp": 2, "tensor": 2}
     train(_config("generator", codes, **config, mesh=sharded), tmp_path / "moved")
     config["steps"] = 4
-    moved = train(_config("generator", codes, **config), tmp_path / "moved")
+    moved = train(_config("generator", codes, **config, data__eval=""), tmp_path / "moved")
     whole = train(_config("generator", codes, **config), tmp_path / "whole")
     for a, b in zip(jax.tree.leaves(moved.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -256,6 +258,7 @@ def test_features_that_do_not_fit_the_model_are_refused(tmp_path, features, chan
         ({"text_encoder": TextEncoderId("t5", "0", 16, 6)}, r"another text_encoder \(t5\)"),
         ({"text_encoder": None}, r"another text_encoder \(None\) than .*features \(t5\)"),
         ({"text_encoder": TextEncoderId("moved/t5", "0", 16, 5)}, None),
+        ({"code_shape": (1, 64)}, "eval holds 64 codes per image but .*features 16; "),
     ],
 )
 def test_held_out_data_made_otherwise_is_refused(tmp_path, features, change, message):
@@ -281,7 +284,10 @@ def test_batch_must_divide_over_the_mesh(tmp_path, codes):
         ({"model__grid_size": 5}, "holds 16 codes per image but .* makes 25"),
         ({"model__vocab_size": 16}, "holds codes below 32 but config.model.vocab_size=16"),
         ({"model__num_classes": 4}, "has 10 classes but config.model.num_classes=4"),
-        ({"data__source": "digits", "data__train": "train"}, "holds images: name the config.token"),
+        (
+            {"data__source": "digits", "data__train": "train", "data__eval": "test"},
+            "holds images: name the config.token",
+        ),
     ],
 )
 def test_codes_that_do_not_fit_the_model_are_refused(tmp_path, codes, change, message):
@@ -292,6 +298,23 @@ def test_codes_that_do_not_fit_the_model_are_refused(tmp_path, codes, change, me
 def test_codes_of_another_tokenizer_are_refused(tmp_path, codes):
     with pytest.raises(InputError, match=r"was made by another tokenizer \(tiny\) than .*=other"):
         train(_config("generator", codes, tokenizer="other"), tmp_path / "run", tiny.vqgan())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_missing_held_out_data_stops_before_anything_is_written(tmp_path, codes, task):
+    with pytest.raises(InputError, match="nowhere"):
+        train(_config(task, codes, data__eval="nowhere"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, codes):
+    folder = tmp_path / "codes"
+    shutil.copytree(codes, folder)
+    train(_config("generator", folder, steps=2), tmp_path / "run")
+    shutil.rmtree(folder)
+    tiny.write_codes(folder, count=48)
+    with pytest.raises(InputError, match="holds a run with records=40, not 48"):
+        train(_config("generator", folder), tmp_path / "run")
 
 
 def test_missing_shard_stops_before_anything_is_written(tmp_path):

@@ -115,10 +115,12 @@ def losses(config, mesh: Mesh, steps: int = 3) -> list[float]:
     return values
 
 
-def write_codes(folder: Path, tokenizer: TokenizerId | None = None, num_classes: int = 10) -> Path:
-    """A dataset folder of 40 random code sequences that fit `LLAMA_CONFIG`."""
+def write_codes(
+    folder: Path, tokenizer: TokenizerId | None = None, num_classes: int = 10, count: int = 40
+) -> Path:
+    """A dataset folder of random code sequences that fit `LLAMA_CONFIG`."""
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, 32, (40, 1, 16), np.uint16)
+    codes = rng.integers(0, 32, (count, 1, 16), np.uint16)
     records = ({"codes": row, "label": i % num_classes} for i, row in enumerate(codes))
     write_dataset(
         folder,

@@ -40,8 +40,8 @@ def write_metadata(output: str, *, count: int, seed: int, held_out: bool = False
     Raises:
       InputError: the count is impossible, or the output exists or cannot be written.
     """
-    if count < 1:
-        raise InputError(f"count {count} must be at least 1")
+    if count < 1 or seed < 0:
+        raise InputError(f"count {count} must be at least 1 and seed {seed} at least 0")
     duckdb = import_extra("duckdb")
     split = "held-out" if held_out else "train"
     rows = [_row(split, seed, number) for number in tqdm(range(count), desc="scenes", unit="row")]
@@ -116,8 +116,10 @@ def write_prompts(output: str, *, count: int, seed: int) -> None:
     Raises:
       InputError: the count is impossible, or the output exists or cannot be written.
     """
-    if not 1 <= count <= _MOST_PROMPTS:
-        raise InputError(f"count {count} must be at least 1 and at most {_MOST_PROMPTS}")
+    if not 1 <= count <= _MOST_PROMPTS or seed < 0:
+        raise InputError(
+            f"count {count} must be at least 1 and at most {_MOST_PROMPTS}, seed {seed} at least 0"
+        )
     with staged(output) as partial:
         prompts = held_out_prompts(count, seed)
         partial.write_text("".join(f"{prompt.caption}\n" for prompt in prompts))

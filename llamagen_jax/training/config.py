@@ -54,6 +54,8 @@ class TrainConfig:
         for field in ("batch_size", "steps", "log_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be positive")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -243,7 +243,7 @@ def check_codes(config: GeneratorTraining, source: Source, tokenizer) -> None:
 
 
 def _check_held_out(config: GeneratorTraining, trained_on: Manifest) -> None:
-    """Held-out codes and features must be those of the tokenizer and the encoder trained on."""
+    """Held-out codes and features must be of the size, tokenizer and encoder trained on."""
     held_out = Manifest.read(config.data.eval)
     for part in ("tokenizer", "text_encoder"):
         wanted, found = getattr(trained_on, part), getattr(held_out, part)
@@ -254,6 +254,12 @@ def _check_held_out(config: GeneratorTraining, trained_on: Manifest) -> None:
                 f"({found and found.name}) than config.data.train={config.data.train} "
                 f"({wanted and wanted.name}); make both by the same"
             )
+    if held_out.code_shape[1] != trained_on.code_shape[1]:
+        raise InputError(
+            f"config.data.eval={config.data.eval} holds {held_out.code_shape[1]} codes per image "
+            f"but config.data.train={config.data.train} {trained_on.code_shape[1]}; make both of "
+            "images of the same size"
+        )
 
 
 def _unnamed(made_by: TokenizerId | TextEncoderId | None) -> TokenizerId | TextEncoderId | None:

@@ -31,7 +31,7 @@ from llamagen_jax.training.optimizer import TrainState, learning_rate
 from llamagen_jax.training.task import Task
 
 # Keys that may differ when a work folder's run goes on; any other would make it another run.
-_MAY_CHANGE = ("steps", "sample.", "mesh.", "sharding_rules")
+_MAY_CHANGE = ("steps", "sample.", "mesh.", "sharding_rules", "data.eval")
 _ENCODERS = ("tokenizer", "text_encoder")
 
 
@@ -60,13 +60,15 @@ def train(
     """
     mesh = make_mesh(config)
     source = open_source(config.data.source, config.data.train)
+    if config.data.eval:
+        open_source(config.data.source, config.data.eval)  # raises now, not after hours
     if isinstance(config, TokenizerTraining):
         task = tokenizer.make_task(config, tokenizer.load_weights(config))
     else:
         task = _generator_task(config, source, vqgan, mesh)
     # Packed data tell which encoders they are of; images are encoded by those that are named.
     may_change = _MAY_CHANGE if task.encode else (*_MAY_CHANGE, *_ENCODERS)
-    _open_workdir(workdir, config, source.class_names, may_change)
+    _open_workdir(workdir, config, source, may_change)
     peak = flops.peak(config.model.dtype)
 
     with contextlib.ExitStack() as stack:
@@ -222,11 +224,11 @@ def _generator_task(config: GeneratorTraining, source: Source, vqgan, mesh: Mesh
     return task if packed else online.from_images(task, config, vqgan, mesh)
 
 
-def _open_workdir(
-    workdir: Path, config, class_names: tuple[str, ...], may_change: tuple[str, ...]
-) -> None:
+def _open_workdir(workdir: Path, config, source: Source, may_change: tuple[str, ...]) -> None:
     """Makes the folder, or checks that the run in it is the one to go on with."""
-    values = json.loads(json.dumps(dataclasses.asdict(config) | {"class_names": class_names}))
+    # Over another number of records the order would be another.
+    data = {"class_names": source.class_names, "records": len(source)}
+    values = json.loads(json.dumps(dataclasses.asdict(config) | data))
     path = workdir / "config.json"
     if path.exists():
         before, after = _flatten(read_config(workdir)), _flatten(values)
