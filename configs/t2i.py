@@ -153,8 +153,8 @@ def _scenes_stage(name: str, resolution: int, *, steps: int, init_from: str) -> 
         "learning_rate": 2e-3,
         "schedule": "cosine",
         "warmup_steps": 50,
-        # Ten times the paper's: of a few hundred pairs of things it is easier to remember each than
-        # to learn what they are made of.
+        # Ten times the paper's. There are but a few hundred pairs of things: left alone the model
+        # remembers each of them instead of learning what they are made of.
         "weight_decay": 0.5,
     }
     return config
