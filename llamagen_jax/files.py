@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,20 @@ def staged(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path
     finally:
         with contextlib.suppress(OSError):
             _remove(partial)
+
+
+@contextlib.contextmanager
+def staged_apart(path: Path) -> Iterator[Path]:
+    """Yields a file of a name of its own to write, which then takes the place of `path`.
+
+    For files that several processes may write at the same time. Raises the OSErrors of writing.
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

@@ -161,7 +161,11 @@ class TextEncoder:
         return cls(config, params, tokenizer, **settings)
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Cleans captions (`data.captions.clean`) and encodes them, `batch_size` at a time.
+        """Cleans captions (`data.captions.clean`) and encodes them, see `encode_cleaned`."""
+        return self.encode_cleaned([clean(caption) for caption in captions])
+
+    def encode_cleaned(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes captions that `data.captions.clean` returned, `batch_size` at a time.
 
         What the generator reads as `condition` and `condition_mask`. Captions over `length` tokens
         are cut, with a warning that names them; an empty one has the end token alone.
@@ -170,7 +174,7 @@ class TextEncoder:
           Features [B, T, D] in the config's dtype, zero at padding, which is on the left, and the
           mask, bool [B, T], False at padding.
         """
-        tokens, mask = self.tokenizer([clean(caption) for caption in captions], self.length)
+        tokens, mask = self.tokenizer(captions, self.length)
         shape = (*tokens.shape, self.model.config.dim)
         features = np.empty(shape, jnp.dtype(self.model.config.dtype))
         for start in range(0, len(tokens), self.batch_size):

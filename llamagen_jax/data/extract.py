@@ -19,7 +19,6 @@ import os
 import shutil
 import socket
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from llamagen_jax.data import ray_engine
 from llamagen_jax.data.records import Manifest, Shard, write_shard
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
-from llamagen_jax.files import staged
+from llamagen_jax.files import staged, staged_apart
 
 # While one batch is on the device, the next one is on its way.
 _BATCHES_AT_ONCE = 2
@@ -344,7 +343,5 @@ def _finish(output: Path, partial: Path, extraction: Extraction) -> Manifest | N
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """As `files.staged`, but several processes may write the same file at once."""
-    staging = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    staging.write_text(json.dumps(value, indent=2))
-    staging.replace(path)
+    with staged_apart(path) as partial:
+        partial.write_text(json.dumps(value, indent=2))

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import tarfile
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from absl import logging
 from tqdm import tqdm
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.files import staged_apart
 
 # Which column of an index holds a member.
 _PARTS = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "json": 2}
@@ -119,15 +119,8 @@ def _cached_index(path: Path) -> np.ndarray:
         if np.array_equal(stored["stamp"], stamp):
             return stored["index"]
     index = _index(path)
-    # Under a name of its own, as several processes may index the same shard at a time.
-    with contextlib.suppress(OSError):
-        partial = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}")
-        try:
-            with partial.open("xb") as file:
-                np.savez(file, stamp=stamp, index=index)
-            partial.replace(cache)
-        finally:
-            partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError), staged_apart(cache) as partial, partial.open("wb") as file:
+        np.savez(file, stamp=stamp, index=index)
     return index
 
 

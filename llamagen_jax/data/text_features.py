@@ -62,7 +62,7 @@ def text_extraction(
 
 
 def _load_captions(record: dict, names: list[str]) -> tuple[dict, dict[str, str]]:
-    """The record and those of its captions that are to be encoded."""
+    """The record and those of its captions that are to be encoded, cleaned."""
     # Of images training makes features itself.
     if not {"codes", "captions"} <= record.keys():
         raise InputError(
@@ -70,9 +70,9 @@ def _load_captions(record: dict, names: list[str]) -> tuple[dict, dict[str, str]
             "with `python -m llamagen_jax.data.prepare codes`"
         )
     captions = {
-        name: text
+        name: cleaned
         for name, text in record["captions"].items()
-        if (not names or name in names) and clean(text)
+        if (not names or name in names) and (cleaned := clean(text))
     }
     if not captions:
         wanted = f" of {', '.join(names)}, only: {', '.join(record['captions'])}" if names else ""
@@ -85,7 +85,7 @@ def _encode_captions(encoder: TextEncoder) -> Callable[[list[tuple[dict, dict]]]
         # Shards often hold a text under several names.
         texts = list(dict.fromkeys(text for _, captions in examples for text in captions.values()))
         with starting_programs:
-            features, mask = encoder.encode(texts)
+            features, mask = encoder.encode_cleaned(texts)
         valid = {text: features[i, mask[i]] for i, text in enumerate(texts)}
         return [
             record | {"text": {name: valid[text] for name, text in captions.items()}}
