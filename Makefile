@@ -5,10 +5,10 @@ BIN = .venv/bin
 .PHONY: demo demo-text test
 
 demo: .venv/demo
-	$(BIN)/python demo.py
+	$(BIN)/python -m demos.digits
 
 demo-text: .venv/demo-text
-	$(BIN)/python demo_text.py
+	$(BIN)/python -m demos.scenes
 
 test: .venv/test
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ def __getattr__(name):
     if name == "convert":
         return importlib.import_module("llamagen_jax.convert")
     if name == "TextEncoder":
-        return importlib.import_module("llamagen_jax.text_encoder").TextEncoder
+        return importlib.import_module("llamagen_jax.text.encoder").TextEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.export import read_config
+from llamagen_jax.weights.export import read_config
 
 _KEPT = 2
 # Fields of a state that get items of their own, so that parameters can be read without the rest.

@@ -23,11 +23,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from llamagen_jax import export, zoo
+from llamagen_jax import zoo
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.files import staged
 from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.models.vqgan import VQGANConfig
+from llamagen_jax.weights import export
 
 _LLAMA_NAMES = {
     "codes_embedding/embedding": "tok_embeddings.weight",

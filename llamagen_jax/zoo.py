@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from llamagen_jax import export
 from llamagen_jax.errors import InputError, nearest
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
+from llamagen_jax.weights import export
 
 # Sizes of the paper's table 1 and of the original's code; generators class-conditional at 256 px.
 MODELS = {

@@ -12,7 +12,7 @@ import numpy as np
 
 from llamagen_jax import convert
 
-_FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parent / "golden"
 
 
 def tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -36,11 +36,11 @@ def params(config) -> dict:
 
 def load(name: str) -> tuple[dict[str, np.ndarray], dict]:
     """The arrays of a golden file, and its text entries (`meta`, `grad_norms`) read as JSON."""
-    arrays = dict(np.load(_FOLDER / f"{name}.npz"))
+    arrays = dict(np.load(FOLDER / f"{name}.npz"))
     texts = [key for key, array in arrays.items() if array.dtype.kind == "U"]
     return arrays, {key: json.loads(str(arrays.pop(key))) for key in texts}
 
 
 def inventory() -> dict:
     """Tensor names and shapes, and parameter counts, of published models."""
-    return json.loads((_FOLDER / "inventory.json").read_text())
+    return json.loads((FOLDER / "inventory.json").read_text())

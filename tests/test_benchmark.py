@@ -4,7 +4,9 @@ import pytest
 import tiny
 from absl import logging
 
-from llamagen_jax import benchmark, benchmark_parts, zoo
+from llamagen_jax import zoo
+from llamagen_jax.benchmark import __main__ as benchmark
+from llamagen_jax.benchmark import parts as benchmark_parts
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import llamagen_jax as lg
-from llamagen_jax import convert, export, zoo
+from llamagen_jax import convert, zoo
 from llamagen_jax.errors import InputError
+from llamagen_jax.weights import export
 
 CLASS = lg.LlamaConfig(dim=16, n_layers=2, n_heads=2, vocab_size=32, num_classes=3)
 TEXT = dataclasses.replace(CLASS, condition="text", condition_length=5, caption_dim=12)

@@ -7,13 +7,12 @@ import shlex
 
 import pytest
 
-import demo
-import demo_text
-import sample
-from llamagen_jax.data import prepare
+from demos import digits, report, scenes
+from llamagen_jax import sample
+from llamagen_jax.data.prepare import __main__ as prepare
 
 
-@pytest.mark.parametrize("module", [demo, demo_text])
+@pytest.mark.parametrize("module", [digits, scenes])
 def test_commands_are_taken(module):
     programs = set()
     for command in itertools.chain(*module.stages().values()):
@@ -32,13 +31,13 @@ def test_commands_are_taken(module):
 
 def test_report_tells_what_missed_its_target(capsys, tmp_path):
     figures = [
-        demo.Figure("share", 0.95, "{:.0%}", at_least=0.9),
-        demo.Figure("loss", 0.2, "{:.1f}", below=0.3),
-        demo.Figure("size", 3, "{:.0f}"),
+        report.Figure("share", 0.95, "{:.0%}", at_least=0.9),
+        report.Figure("loss", 0.2, "{:.1f}", below=0.3),
+        report.Figure("size", 3, "{:.0f}"),
     ]
-    assert demo.report(tmp_path, figures, {"all of it": 2.0}, ("a.png",)) == 0
+    assert report.report(tmp_path, figures, {"all of it": 2.0}, ("a.png",)) == 0
     assert "MISSED" not in capsys.readouterr().out
-    figures.append(demo.Figure("loss", 0.3, "{:.1f}", below=0.3))
-    assert demo.report(tmp_path, figures, {"all of it": 2.0}, ()) == 1
+    figures.append(report.Figure("loss", 0.3, "{:.1f}", below=0.3))
+    assert report.report(tmp_path, figures, {"all of it": 2.0}, ()) == 1
     (missed,) = [line for line in capsys.readouterr().out.splitlines() if "MISSED" in line]
     assert missed.split() == ["loss", "0.3", "<", "0.3", "MISSED"]

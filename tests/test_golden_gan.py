@@ -8,12 +8,13 @@ import tiny
 from golden_weights import load, params, tensor
 from test_golden_models import close, vqgan_config
 
-from llamagen_jax import losses, lpips_weights
-from llamagen_jax.export import Tensor, write_tensors
+from llamagen_jax import losses
 from llamagen_jax.models.discriminator import DiscriminatorConfig, build
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.training import tokenizer
 from llamagen_jax.training.config import from_mapping
+from llamagen_jax.weights import lpips as lpips_weights
+from llamagen_jax.weights.export import Tensor, write_tensors
 
 
 def convolution(name: str, inventory: dict) -> dict:

@@ -13,8 +13,8 @@ import tiny
 from PIL import Image
 
 import llamagen_jax as lg
-import sample
-from llamagen_jax import export, zoo
+from llamagen_jax import sample, zoo
+from llamagen_jax.weights import export
 
 # Configurations that the tensors tell in full.
 CLASS = dataclasses.replace(tiny.LLAMA_CONFIG, num_classes=1000, multiple_of=96)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import llamagen_jax as lg
-from llamagen_jax import checkpoint, export, zoo
+from llamagen_jax import checkpoint, zoo
 from llamagen_jax.errors import InputError
+from llamagen_jax.weights import export
 
 TINY = lg.LlamaConfig(dim=16, n_layers=2, n_heads=2, vocab_size=32, num_classes=3)
 TEXT = dataclasses.replace(TINY, condition="text", condition_length=4, caption_dim=8)

@@ -12,13 +12,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from configs import digits
-from llamagen_jax import export, huggingface, sharding
+from llamagen_jax import sharding
 from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.t5 import T5Config
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 from llamagen_jax.training.loop import make_task
+from llamagen_jax.weights import export
+from llamagen_jax.weights import t5 as huggingface
 
 VQGAN_SIZES = {
     "base_channels": 32,

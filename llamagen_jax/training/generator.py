@@ -16,7 +16,6 @@ from llamagen_jax import flops, losses, sampling, sharding, zoo
 from llamagen_jax.data.records import Manifest, TextEncoderId, TokenizerId
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
-from llamagen_jax.export import weights_hash
 from llamagen_jax.models import attention
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
@@ -29,6 +28,7 @@ from llamagen_jax.training.optimizer import (
     with_params,
 )
 from llamagen_jax.training.task import Task
+from llamagen_jax.weights.export import weights_hash
 
 # Up to this many classes or captions, each with this many images, make the samples' grid.
 _PREVIEW_ROWS = 8

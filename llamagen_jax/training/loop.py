@@ -20,7 +20,6 @@ from llamagen_jax.checkpoint import Checkpointer
 from llamagen_jax.data.pipeline import eval_batches, train_batches
 from llamagen_jax.data.sources import Source, open_source
 from llamagen_jax.errors import InputError
-from llamagen_jax.export import read_config
 from llamagen_jax.files import staged
 from llamagen_jax.images import to_uint8
 from llamagen_jax.models.vqgan import VQGAN
@@ -29,6 +28,7 @@ from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining
 from llamagen_jax.training.metrics_log import MetricsLog
 from llamagen_jax.training.optimizer import TrainState, learning_rate
 from llamagen_jax.training.task import Task
+from llamagen_jax.weights.export import read_config
 
 # Keys that may differ when a work folder's run goes on; any other would make it another run.
 _MAY_CHANGE = ("steps", "sample.", "mesh.", "sharding_rules", "data.eval")

@@ -10,10 +10,11 @@ import functools
 import jax
 from jax.sharding import Mesh
 
-from llamagen_jax.data.latents import encoder
 from llamagen_jax.errors import InputError
+from llamagen_jax.image_tokenizer import encoder
 from llamagen_jax.models.vqgan import VQGAN
-from llamagen_jax.text_encoder import TextEncoder, caption_features, tokenize_caption
+from llamagen_jax.text.encoder import TextEncoder, caption_features
+from llamagen_jax.text.tokenizer import tokenize_caption
 from llamagen_jax.training.config import GeneratorTraining
 from llamagen_jax.training.task import Task
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from clu import metrics
 
-from llamagen_jax import flops, losses, lpips_weights, sharding, zoo
+from llamagen_jax import flops, losses, sharding, zoo
 from llamagen_jax.errors import InputError
 from llamagen_jax.images import from_uint8
 from llamagen_jax.models.lpips import LPIPS
@@ -27,6 +27,7 @@ from llamagen_jax.training.optimizer import (
     with_params,
 )
 from llamagen_jax.training.task import Task
+from llamagen_jax.weights import lpips as lpips_weights
 
 _PREVIEW_IMAGES = 16
 _SCALARS = (

@@ -1,0 +1,110 @@
+"""Times the parts of LlamaGen on the device at hand, each beside what the machine allows.
+
+Limits are measured in the same run: the rate of a large matrix product in the model's dtype, and
+the bandwidth of memory. Each figure is the median of repeated calls after one that compiles.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+from importlib.metadata import version
+
+import jax
+from absl import logging
+from tqdm import tqdm
+
+from llamagen_jax import zoo
+from llamagen_jax.benchmark.parts import BENCHMARKS, Bench, Figure, Setting
+from llamagen_jax.errors import InputError, nearest, one_line_errors
+from llamagen_jax.files import staged
+
+
+def run(setting: Setting, only: str = "") -> tuple[dict[str, float], list[Figure]]:
+    """The limits and the figures of the benchmarks whose name contains `only`."""
+    bench, figures = Bench(setting), []
+    with tqdm([b for b in BENCHMARKS if only in b]) as bar:
+        for name in bar:
+            bar.set_description(name)
+            figures += BENCHMARKS[name](bench)
+    return bench.limits, figures
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command."""
+    arguments = _parser().parse_args(argv)
+    # A batch that is still being read when its folder goes is no news.
+    logging.set_verbosity(logging.ERROR)
+    with one_line_errors():
+        for name in (arguments.generator, arguments.tokenizer):
+            if name not in zoo.MODELS:
+                raise InputError(f"there is no model '{name}'; {nearest(name, zoo.MODELS)}")
+        if not any(arguments.only in name for name in BENCHMARKS):
+            raise InputError(f"no benchmark is called '{arguments.only}': {', '.join(BENCHMARKS)}")
+        jax.config.update("jax_enable_compilation_cache", False)
+        values = vars(arguments)
+        only, output = values.pop("only"), values.pop("output")
+        setting = Setting(**values)
+        limits, figures = run(setting, only)
+        print(_table(limits, figures))
+        if output:
+            with staged(output, overwrite=True) as partial:
+                partial.write_text(json.dumps(_record(setting, limits, figures), indent=2) + "\n")
+
+
+def _record(setting: Setting, limits: dict[str, float], figures: list[Figure]) -> dict:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "llamagen_jax")},
+        "setting": dataclasses.asdict(setting),
+        "limits": limits,
+        "figures": [dataclasses.asdict(figure) for figure in figures],
+    }
+
+
+def _table(limits: dict[str, float], figures: list[Figure]) -> str:
+    lines = [
+        f"matrix product {limits['matrix product'] / 1e9:.0f} GFLOP/s, "
+        f"memory {limits['memory'] / 1e9:.1f} GB/s",
+        "",
+        "| what | shapes | median | rate | of the limit |",
+        "|---|---|---|---|---|",
+    ]
+    for f in figures:
+        share = f"{f.percent:.0f} % of {f.limit}" if f.limit else ""
+        lines.append(
+            f"| {f.name} | {f.shapes} | {f.seconds * 1e3:.1f} ms | "
+            f"{f.rate:.3g} {f.unit}/s | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m llamagen_jax.benchmark", description=__doc__)
+    on_cpu = jax.default_backend() == "cpu"
+
+    def option(flag, default, help, **kind):
+        parser.add_argument(flag, default=default, help=f"{help} ({default})", **kind)
+
+    option("--generator", "GPT-B" if on_cpu else "GPT-XL", "name in the model zoo")
+    option("--tokenizer", "VQ-16", "name in the model zoo")
+    option(
+        "--dtype",
+        "float32" if on_cpu else "bfloat16",
+        "compute dtype",
+        choices=("float32", "bfloat16"),
+    )
+    option("--batch-size", 4 if on_cpu else 64, "sequences per call", type=int)
+    option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=int)
+    option("--repeats", 3 if on_cpu else 10, "timed calls, of which the median counts", type=int)
+    parser.add_argument(
+        "--only", default="", help="part of a benchmark's name: " + ", ".join(BENCHMARKS)
+    )
+    parser.add_argument("--output", help="JSON file to write")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

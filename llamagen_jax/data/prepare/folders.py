@@ -1,0 +1,172 @@
+"""Folders of images to a file of codes and back; part of the command `prepare`."""
+
+import dataclasses
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import jax
+import numpy as np
+from absl import logging
+from PIL import Image
+from tqdm import tqdm
+
+from llamagen_jax.data import transforms
+from llamagen_jax.data.records import TokenizerId
+from llamagen_jax.data.sources import IMAGE_SUFFIXES
+from llamagen_jax.errors import InputError
+from llamagen_jax.files import staged
+from llamagen_jax.image_tokenizer import encoder, on_all_devices, open_tokenizer
+from llamagen_jax.images import save_png, to_uint8
+from llamagen_jax.weights.export import weights_hash
+
+
+def encode_folder(
+    images: str, output: str, *, tokenizer: str, image_size: int | None, batch_size: int
+) -> None:
+    """Encodes every image of a folder and its subfolders, equal sizes batched together.
+
+    Broken images are left out with a warning, and counted.
+
+    Args:
+      images: folder of .jpg, .jpeg, .png and .webp files.
+      output: .npz file to write. It holds codes, uint16 [h, w], under the path that the image has
+        in `images`, such as "cats/1.jpg", and a `TokenizerId` as JSON under "tokenizer".
+      tokenizer: of `zoo.load`.
+      image_size: side of the centre crop in pixels; None takes every image as it is.
+      batch_size: images per step over all devices, rounded up to a multiple of their number.
+
+    Raises:
+      InputError: a path, size or model is wrong, or the downsampling does not divide the sides of
+        an image.
+    """
+    model, params = open_tokenizer(tokenizer, batch_size=batch_size, image_size=image_size)
+    run = on_all_devices(encoder(model), params)
+    codes = {}
+    with staged(output) as partial:
+        paths = _image_paths(Path(images))
+        groups = [paths] if image_size else _equal_sizes(paths, model.config.downsampling)
+        with tqdm(total=len(paths), desc="encode", unit="image") as bar:
+            for group in groups:
+                examples = _read_images(Path(images), group, image_size, bar)
+                for names, pixels in _batches(examples, min(batch_size, len(group))):
+                    rows = np.asarray(run(pixels), np.uint16)
+                    codes.update(zip(names, rows, strict=False))
+        if not codes:
+            raise InputError(f"every image in {images} is broken: copy them again")
+        made_by = TokenizerId(tokenizer, weights_hash(params), model.config.codebook_size)
+        with partial.open("wb") as file:
+            np.savez(file, tokenizer=json.dumps(dataclasses.asdict(made_by)), **codes)
+    print(f"wrote codes of {len(codes)} images to {output}; skipped {len(paths) - len(codes)}")
+
+
+def decode_folder(codes: str, output: str, *, tokenizer: str, batch_size: int) -> None:
+    """Decodes a file of `encode_folder` to PNGs that are called like the images.
+
+    Args:
+      codes: the file.
+      output: folder to write, which appears when it is complete; "cats/1.jpg" becomes
+        "cats/1.png" there.
+      tokenizer: of `zoo.load`; the one that made the codes.
+      batch_size: as in `encode_folder`.
+
+    Raises:
+      InputError: a path, size or model is wrong, or the file is damaged.
+    """
+    model, params = open_tokenizer(tokenizer, batch_size=batch_size)
+    grids, made_by = _read_codes(codes)
+    if weights_hash(params) != made_by.sha256:
+        raise InputError(
+            f"{codes} was made by another tokenizer ({made_by.name}) than {tokenizer}; name that"
+        )
+    run = on_all_devices(
+        lambda params, batch: model.apply({"params": params}, batch, method="decode"), params
+    )
+    groups = defaultdict(list)
+    for name, grid in grids.items():
+        groups[grid.shape].append((name, grid))
+    with staged(output) as partial, tqdm(total=len(grids), desc="decode", unit="image") as bar:
+        for group in groups.values():
+            for names, batch in _batches(iter(group), min(batch_size, len(group))):
+                for name, image in zip(names, to_uint8(run(batch)), strict=False):
+                    save_png(partial / PurePosixPath(name).with_suffix(".png"), image)
+                    bar.update()
+    print(f"wrote {len(grids)} images to {output}")
+
+
+def _image_paths(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder} is no folder with {', '.join(sorted(IMAGE_SUFFIXES))} files")
+    decoded = {path.with_suffix(""): path for path in paths}
+    for path in paths:
+        other = decoded[path.with_suffix("")]
+        if other != path:
+            raise InputError(f"{path} and {other} would decode to the same .png; rename one")
+    return paths
+
+
+def _equal_sizes(paths: list[Path], downsampling: int) -> list[list[Path]]:
+    """Groups the images by their size, as their headers tell it."""
+    groups, unfit = defaultdict(list), []
+    for path in tqdm(paths, desc="sizes", unit="image"):
+        try:
+            with Image.open(path) as image:
+                size = image.size
+        # Reported where the image is read, like any other damage.
+        except Exception:
+            size = None
+        if size and any(side % downsampling for side in size):
+            unfit.append(f"{path} ({size[0]}x{size[1]})")
+        groups[size].append(path)
+    if unfit:
+        raise InputError(
+            f"{len(unfit)} of {len(paths)} images, such as {unfit[0]}, have sides that the "
+            f"tokenizer's downsampling {downsampling} does not divide; crop all with --image-size"
+        )
+    return list(groups.values())
+
+
+def _read_images(
+    folder: Path, paths: list[Path], image_size: int | None, bar: tqdm
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields names and uint8 pixels [H, W, 3] of the images that are whole."""
+    for path in paths:
+        bar.update()
+        try:
+            image = transforms.decode(path.read_bytes())
+        # Decoders raise errors of any type on damaged bytes.
+        except Exception as error:
+            logging.warning("skipped %s: %s: %s", path, type(error).__name__, error)
+            continue
+        pixels = transforms.center_crop(image, image_size) if image_size else np.asarray(image)
+        yield path.relative_to(folder).as_posix(), pixels
+
+
+def _batches(
+    examples: Iterator[tuple[str, np.ndarray]], batch_size: int
+) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """Yields names and arrays; the arrays are padded to equal batches that all devices share."""
+    while chunk := list(itertools.islice(examples, batch_size)):
+        names, arrays = zip(*chunk, strict=True)
+        padding = batch_size + -batch_size % jax.device_count() - len(arrays)
+        yield names, np.stack(arrays + arrays[-1:] * padding)
+
+
+def _read_codes(path: str) -> tuple[dict[str, np.ndarray], TokenizerId]:
+    """Codes uint16 [h, w] by the images' paths, and what made them."""
+    try:
+        with np.load(path) as file:
+            grids = dict(file)
+        made_by = TokenizerId(**json.loads(str(grids.pop("tokenizer"))))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    # Damaged and foreign files raise whatever their bytes happen to lead to.
+    except Exception as error:
+        raise InputError(f"{path} is damaged or not written by `encode`") from error
+    for name in grids:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"{path} would write outside of the output folder: {name}")
+    return grids, made_by

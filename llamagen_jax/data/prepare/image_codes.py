@@ -1,0 +1,157 @@
+"""Images of any source to packed codes; part of the command `prepare`."""
+
+import argparse
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from llamagen_jax.data import transforms
+from llamagen_jax.data.prepare.extract import Extraction, starting_programs
+from llamagen_jax.data.records import Manifest, TokenizerId
+from llamagen_jax.data.sources import SOURCES, open_source
+from llamagen_jax.errors import InputError
+from llamagen_jax.image_tokenizer import encoder, on_all_devices, open_tokenizer
+from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.weights.export import weights_hash
+
+
+def codes_extraction(
+    kind: str,
+    location: str,
+    tokenizer: str,
+    *,
+    image_size: int,
+    crops: str,
+    crop_range: float | None,
+    skip_small: bool,
+    batch_size: int,
+    shard_size: int,
+) -> Extraction:
+    """Codes of crops of every image of a source, to train a generator on.
+
+    Records are {"codes": uint16 [crops, L]} with the image's "label", "captions" or both, in the
+    order of the source; broken images, those without a label or any caption and, if so told, small
+    ones are left out with a warning.
+
+    Args:
+      kind, location: of `sources.open_source`.
+      tokenizer: of `zoo.load`.
+      image_size: side of a crop in pixels.
+      crops, crop_range: of `transforms.code_crops`; None is the original's 1.1.
+      skip_small: leave out images with a side under `image_size` instead of enlarging them.
+      batch_size: images per step over all devices, rounded up to a multiple of their number.
+      shard_size: images per file.
+
+    Raises:
+      InputError: a path, size or model is wrong.
+    """
+    crop_range = _crop_range(crops, crop_range)
+    model, params = open_tokenizer(tokenizer, batch_size=batch_size, image_size=image_size)
+    batch_size += -batch_size % jax.device_count()
+    c, source = model.config, open_source(kind, location)
+    made_by = TokenizerId(tokenizer, weights_hash(params), c.codebook_size)
+    return Extraction(
+        source=source,
+        load=functools.partial(
+            _load_crops,
+            image_size=image_size,
+            crops=crops,
+            crop_range=crop_range,
+            skip_small=skip_small,
+        ),
+        run=_encode_crops(model, params, batch_size),
+        settings={
+            "source": kind,
+            "location": location,
+            "tokenizer": made_by.sha256,
+            "image_size": image_size,
+            "crops": crops,
+            "crop_range": crop_range,
+            "skip_small": skip_small,
+        },
+        manifest=Manifest(
+            shards=(),
+            image_size=image_size,
+            class_names=source.class_names,
+            tokenizer=made_by,
+            code_shape=(transforms.CODE_CROPS[crops], (image_size // c.downsampling) ** 2),
+            crops=crops,
+            crop_range=crop_range,
+        ),
+        batch_size=batch_size,
+        shard_size=shard_size,
+    )
+
+
+def _crop_range(crops: str, crop_range: float | None) -> float | None:
+    if crops != "ten-crop":
+        if crop_range is not None:
+            raise InputError(f"crop range {crop_range} is for ten-crop only, not for {crops}")
+        return None
+    crop_range = 1.1 if crop_range is None else crop_range
+    if not 1 <= crop_range <= 10:  # not even NaN
+        raise InputError(f"crop range {crop_range} must be at least 1 and at most 10")
+    return crop_range
+
+
+def _load_crops(
+    record: dict, image_size: int, crops: str, crop_range: float | None, skip_small: bool
+) -> tuple[np.ndarray, dict]:
+    """Crops [crops, S, S, 3], and what of the record is kept."""
+    kept = {key: record[key] for key in ("label", "captions") if key in record}
+    if "image" not in record or not kept:
+        raise InputError(
+            f"codes are made of images with labels or captions, not of: {', '.join(record)}"
+        )
+    if kept == {"captions": {}}:
+        raise ValueError("it has no caption")
+    image = transforms.decode(record["image"])
+    if skip_small:
+        transforms.refuse_small(image, image_size)
+    return transforms.code_crops(image, image_size, crops, crop_range), kept
+
+
+def _encode_crops(
+    model: VQGAN, params: dict, batch_size: int
+) -> Callable[[list[tuple[np.ndarray, dict]]], list[dict]]:
+    """Makes records of up to `batch_size` pairs of `_load_crops`."""
+    encode = on_all_devices(encoder(model), params)
+
+    def run(examples: list[tuple[np.ndarray, dict]]) -> list[dict]:
+        arrays, kept = zip(*examples, strict=True)
+        images = np.concatenate(arrays + arrays[-1:] * (batch_size - len(arrays)))
+        with starting_programs:
+            codes = encode(images)
+        rows = np.asarray(codes, np.uint16).reshape(batch_size, len(arrays[0]), -1)
+        return [{"codes": row} | fields for row, fields in zip(rows, kept, strict=False)]
+
+    return run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `prepare codes`."""
+    parser.add_argument("output", metavar="OUTPUT", help="dataset folder to write")
+    parser.add_argument("--source", dest="kind", choices=SOURCES, required=True)
+    parser.add_argument(
+        "--location", required=True, help="folder; split of the digits; NAME:VERSION/SPLIT of tfds"
+    )
+    parser.add_argument("--image-size", type=int, default=256, help="side of the crop (256)")
+    parser.add_argument(
+        "--crops",
+        choices=transforms.CODE_CROPS,
+        default="center",
+        help="centre crop, that and its mirror image, or ten crops of each image (center)",
+    )
+    parser.add_argument(
+        "--crop-range",
+        type=float,
+        help="ten-crop only: crops come from the centre crop this many times larger (1.1)",
+    )
+    parser.add_argument(
+        "--skip-small",
+        action="store_true",
+        help="leave out images with a side under --image-size instead of enlarging them",
+    )
+    parser.add_argument("--shard-size", type=int, default=10_000, help="images per file (10000)")

@@ -1,0 +1,197 @@
+"""Files of the rendered scenes, in the formats of a crawl; part of the command `prepare`.
+
+`scenes` writes metadata as LAION-COCO has them, with rows that a filter should remove, and `render`
+stands in for img2dataset: it draws what a list of such rows points to and writes tar shards.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import re
+import tarfile
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from llamagen_jax.data.parquet import import_extra, parquet_files
+from llamagen_jax.errors import InputError
+from llamagen_jax.files import staged
+from llamagen_jax.scenes.world import Scene, captions, held_out_prompts, random_scene, render
+
+_URL = re.compile(r"https://scenes\.example/(train|held-out)/(\d+)/(\d+)\.jpg")
+_DEFECTS = ("url", "size", "aesthetic", "watermark", "similarity", "duplicate")
+_DEFECT_SHARE = 0.25
+_MOST_PROMPTS = 1000  # of the few thousand different ones that there are
+
+
+def write_metadata(output: str, *, count: int, seed: int, held_out: bool = False) -> None:
+    """Writes a parquet file of `count` rows, a quarter of them with one defect each.
+
+    The columns are LAION-COCO's URL, TEXT, WIDTH, HEIGHT, similarity, hash and pwatermark,
+    aesthetic_score, and the captions "long" and "short". The defects are an address that is none,
+    an image of less than 128 px, poor scores, and the address and hash of an earlier row. Row i
+    depends on the seed and i alone.
+
+    Args:
+      held_out: show the combinations that training scenes never do (`scenes.HELD_OUT`).
+
+    Raises:
+      InputError: the count is impossible, or the output exists or cannot be written.
+    """
+    if count < 1 or seed < 0:
+        raise InputError(f"count {count} must be at least 1 and seed {seed} at least 0")
+    duckdb = import_extra("duckdb")
+    split = "held-out" if held_out else "train"
+    rows = [_row(split, seed, number) for number in tqdm(range(count), desc="scenes", unit="row")]
+    with staged(output) as partial, duckdb.connect() as database:
+        database.register("rows", {name: np.array([row[name] for row in rows]) for name in rows[0]})
+        database.sql("SELECT * FROM rows").write_parquet(str(partial))
+    print(f"wrote {count} rows to {output}")
+
+
+def _row(split: str, seed: int, number: int) -> dict:
+    rng = np.random.default_rng((seed, number, 1))
+    defect = str(rng.choice(_DEFECTS)) if rng.random() < _DEFECT_SHARE else ""
+    if defect == "duplicate":
+        number = int(rng.integers(number + 1))
+    url = f"https://scenes.example/{split}/{seed}/{number}.jpg"
+    side = int(rng.integers(24, 128) if defect == "size" else rng.integers(256, 1025))
+    texts = _scene_and_captions(split, seed, number)[1]
+    return {
+        "URL": "none" if defect == "url" else url,
+        "TEXT": texts["short"],
+        "WIDTH": side,
+        "HEIGHT": side,
+        "similarity": rng.uniform(0.1, 0.25) if defect == "similarity" else rng.uniform(0.3, 0.45),
+        "hash": int.from_bytes(hashlib.sha256(url.encode()).digest()[:7]),
+        "pwatermark": rng.uniform(0.6, 1) if defect == "watermark" else rng.uniform(0, 0.4),
+        "aesthetic_score": rng.uniform(2, 4.5) if defect == "aesthetic" else rng.uniform(5, 8),
+        **texts,
+    }
+
+
+def _scene_and_captions(split: str, seed: int, number: int) -> tuple[Scene, dict[str, str]]:
+    rng = np.random.default_rng((seed, number))
+    scene = random_scene(rng, held_out=split == "held-out")
+    return scene, captions(scene, rng)
+
+
+def render_shards(metadata: str, output: str, *, image_size: int, shard_size: int = 10_000) -> None:
+    """Draws the scenes of a list of rows into tar shards like those of img2dataset.
+
+    An image has the side `image_size`, or its row's WIDTH where that is less, as with
+    `img2dataset --resize_mode keep_ratio --resize_only_if_bigger True`; .txt holds TEXT, and .json
+    also the captions "long" and "short". Rows with an address of no scene are skipped and counted.
+
+    Args:
+      metadata: what `write_metadata` or `filter` of it wrote.
+      output: folder to write, which appears when it is complete.
+
+    Raises:
+      InputError: a path or size is wrong, or the metadata are not of scenes.
+    """
+    if image_size < 8 or shard_size < 1:
+        raise InputError(f"image size {image_size} or shard size {shard_size} is too small")
+    rows = read_rows(metadata, "URL", "TEXT", "WIDTH", "long", "short")
+    scenes = [(match, row) for row in rows if (match := _URL.fullmatch(row[0]))]
+    if not scenes:
+        raise InputError(f"no row of {metadata} is the address of a scene: check the path")
+    with staged(output) as partial, tqdm(desc="render", unit="image", total=len(scenes)) as bar:
+        partial.mkdir()
+        for shard, first in enumerate(range(0, len(scenes), shard_size)):
+            with tarfile.open(partial / f"{shard:05d}.tar", "w") as tar:
+                for number, (match, row) in enumerate(scenes[first : first + shard_size]):
+                    _add_sample(tar, f"{shard:05d}{number:04d}", match, row, image_size)
+                    bar.update()
+    print(f"wrote {len(scenes)} images to {output}; skipped {len(rows) - len(scenes)}")
+
+
+def write_prompts(output: str, *, count: int, seed: int) -> None:
+    """Writes a text file of different captions of held-out scenes, one per line.
+
+    They are those of `scenes.held_out_prompts`, which also tells the scenes.
+
+    Raises:
+      InputError: the count is impossible, or the output exists or cannot be written.
+    """
+    if not 1 <= count <= _MOST_PROMPTS or seed < 0:
+        raise InputError(
+            f"count {count} must be at least 1 and at most {_MOST_PROMPTS}, seed {seed} at least 0"
+        )
+    with staged(output) as partial:
+        prompts = held_out_prompts(count, seed)
+        partial.write_text("".join(f"{prompt.caption}\n" for prompt in prompts))
+    print(f"wrote {count} prompts to {output}")
+
+
+def read_rows(metadata: str, *columns: str) -> list[tuple]:
+    """The columns' values in every row of what `write_metadata` or `filter` of it wrote.
+
+    Raises:
+      InputError: the path is wrong, or the metadata are not of scenes.
+    """
+    duckdb = import_extra("duckdb")
+    files = [str(file) for file in parquet_files(metadata)]
+    query = f"SELECT {', '.join(columns)} FROM read_parquet(?)"
+    try:
+        with duckdb.connect() as database:
+            return database.execute(query, [files]).fetchall()
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{metadata} holds no metadata of scenes: {reason}") from error
+
+
+def _add_sample(
+    tar: tarfile.TarFile, key: str, match: re.Match, row: tuple, image_size: int
+) -> None:
+    url, text, width, long, short = row
+    split, seed, number = match.groups()
+    scene, _ = _scene_and_captions(split, int(seed), int(number))
+    side = min(image_size, width)
+    jpeg = io.BytesIO()
+    Image.fromarray(render(scene, side)).save(jpeg, "jpeg", quality=95, subsampling=0)
+    fields = {
+        "url": url,
+        "key": key,
+        "status": "success",
+        "width": side,
+        "height": side,
+        "caption": text,
+        "long": long,
+        "short": short,
+    }
+    members = {"jpg": jpeg.getvalue(), "json": json.dumps(fields).encode(), "txt": text.encode()}
+    for suffix, data in members.items():
+        info = tarfile.TarInfo(f"{key}.{suffix}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+
+def add_scenes_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `prepare scenes`."""
+    parser.set_defaults(run=write_metadata)
+    parser.add_argument("output", metavar="OUTPUT", help="parquet file to write")
+    parser.add_argument("--count", type=int, required=True, help="rows, a quarter of them bad")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes, captions and scores (0)")
+    parser.add_argument(
+        "--held-out", action="store_true", help="combinations that are never trained on"
+    )
+
+
+def add_prompts_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `prepare scene-prompts`."""
+    parser.set_defaults(run=write_prompts)
+    parser.add_argument("output", metavar="OUTPUT", help="text file to write")
+    parser.add_argument("--count", type=int, required=True, help="prompts, all different")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes and captions (0)")
+
+
+def add_render_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `prepare render`."""
+    parser.set_defaults(run=render_shards)
+    parser.add_argument("metadata", metavar="METADATA", help="what `scenes` or `filter` wrote")
+    parser.add_argument("output", metavar="OUTPUT", help="folder of tar shards to write")
+    parser.add_argument("--image-size", type=int, default=64, help="side of the images (64)")
+    parser.add_argument("--shard-size", type=int, default=10_000, help="images per shard (10000)")

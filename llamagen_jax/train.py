@@ -1,0 +1,105 @@
+"""Trains a tokenizer or a generator.
+
+  python train.py --config=configs/digits.py:tokenizer --workdir=runs/digits_tokenizer
+
+Start it again with the same command to go on after an interruption. Any value of the configuration
+can be changed on the command line: --config.optimizer.learning_rate=3e-4
+
+  python train.py --config=configs/c2i.py:7B-384 --dry-run --devices=8 --config.mesh.fsdp=8
+
+shows what a run would take without starting it.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from llamagen_jax import zoo
+from llamagen_jax.errors import InputError, one_line_errors
+from llamagen_jax.training import dry_run
+from llamagen_jax.training.config import GeneratorTraining, from_mapping
+from llamagen_jax.training.loop import make_mesh, make_task, train
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/FILE.py[:VARIANT]")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for checkpoints, metrics and sample images; made when missing."
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry-run",
+    False,
+    "Print parameters, shardings, memory per device and FLOPs per step; train nothing.",
+)
+_DEVICES = flags.DEFINE_integer(
+    "devices", None, "With --dry-run: plan for so many devices, faked on the CPU.", lower_bound=1
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes of this SLURM or MPI job, TPU pod slice, or --coordinator.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where no scheduler tells it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num-processes", None, "How many there are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process-id", None, "Which one this is.", lower_bound=0)
+
+
+def run() -> None:
+    """Runs the command."""
+    # What --help shows is the running script's docstring and flags.
+    sys.modules["__main__"].__doc__ = __doc__
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=_parse_flags)
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    with one_line_errors():
+        config = from_mapping(_CONFIG.value.to_dict())
+        if _DRY_RUN.value:
+            if _DEVICES.value:
+                jax.config.update("jax_platforms", "cpu")
+                jax.config.update("jax_num_cpu_devices", _DEVICES.value)
+            print(dry_run.report(make_task(config), config, make_mesh(config)))
+            return
+        if not _WORKDIR.value:
+            raise InputError("--workdir is missing: name the folder to write to")
+        if _DISTRIBUTED.value or _COORDINATOR.value:
+            _join_processes()
+        vqgan = None
+        if isinstance(config, GeneratorTraining) and config.tokenizer:
+            vqgan = zoo.load(config.tokenizer)
+        train(config, Path(_WORKDIR.value), vqgan)
+
+
+def _join_processes():
+    try:
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"cannot join the other processes ({error}); outside of SLURM, MPI and TPU pods give "
+            "--coordinator, --num-processes and --process-id"
+        ) from error
+
+
+def _parse_flags(argv):
+    """absl's parsing, with mistakes in flags and configuration files told in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+        _CONFIG.value.to_dict()  # a configuration file that is missing fails only here
+        return rest
+    except AttributeError as error:  # ml_collections: a key that the configuration lacks
+        sys.exit("error: no such configuration key: " + " ".join(error.args[0].args[0].split()))
+    except (flags.Error, OSError) as error:
+        lines = [line.strip() for line in str(error).strip().splitlines()]
+        text = lines[-1] if "Traceback" in str(error) else " ".join(lines)
+        sys.exit("error: " + text.removeprefix("ValueError: "))
+
+
+if __name__ == "__main__":
+    run()
