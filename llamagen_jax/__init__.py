@@ -4,7 +4,7 @@ import importlib
 
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
-from llamagen_jax.sampling import generate
+from llamagen_jax.sampling.generate import generate
 from llamagen_jax.zoo import MODELS, load
 
 __all__ = [

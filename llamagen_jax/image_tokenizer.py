@@ -1,49 +1,107 @@
-"""Opens image tokenizers, and runs them in batches over all devices."""
+"""Image tokenizers: what is asked of one, how a file of one is opened, how all devices run it.
+
+Axes: B batch, H W pixels, h w code grid.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import flax.struct
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int, Integer
 
 from llamagen_jax import sharding, zoo
 from llamagen_jax.errors import InputError
-from llamagen_jax.images import from_uint8
 from llamagen_jax.models.vqgan import VQGAN
 
+_Frozen = TypeVar("_Frozen")
 
-def open_tokenizer(
-    name: str, *, batch_size: int, image_size: int | None = None
-) -> tuple[VQGAN, dict]:
-    """`zoo.load` for tokenizers; also raises InputError where these sizes are impossible."""
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size} must be at least 1")
+
+class ImageTokenizer(Protocol):
+    """Images to a grid of codes and back, by weights that are not trained here.
+
+    Attributes:
+      downsampling: side in pixels of the image patch that one code stands for.
+      codebook_size: how many different codes there are; None for continuous latents.
+    """
+
+    @property
+    def downsampling(self) -> int: ...
+
+    @property
+    def codebook_size(self) -> int | None: ...
+
+    def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B h w"]:
+        """Images in [-1, 1] to codes."""
+        ...
+
+    def decode(self, codes: Integer[Array, "B h w"]) -> Float[Array, "B H W 3"]:
+        """Codes to images, roughly in [-1, 1]."""
+        ...
+
+
+@flax.struct.dataclass
+class ModelTokenizer:
+    """An `ImageTokenizer` of one of the models here, as a pytree of its parameters.
+
+    Jitted functions take it as an argument, so that its weights are no constants of theirs.
+    """
+
+    model: VQGAN = flax.struct.field(pytree_node=False)
+    params: Any
+
+    @property
+    def downsampling(self) -> int:
+        return self.model.config.downsampling
+
+    @property
+    def codebook_size(self) -> int:
+        return self.model.config.codebook_size
+
+    def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B h w"]:
+        return self.model.apply({"params": self.params}, images, method="encode")
+
+    def decode(self, codes: Integer[Array, "B h w"]) -> Float[Array, "B H W 3"]:
+        return self.model.apply({"params": self.params}, codes, method="decode")
+
+
+def open_tokenizer(name: str) -> ModelTokenizer:
+    """The tokenizer that `zoo.load` finds under a name or path, with parameters on the host.
+
+    Raises:
+      InputError: of `zoo.load`, or it is another kind of model.
+    """
     model, params = zoo.load(name)
     if not isinstance(model, VQGAN):
         raise InputError(f"{name} is a {zoo.describe(model.config)}; expected a tokenizer")
-    c = model.config
-    if image_size is not None and (image_size < 1 or image_size % c.downsampling):
+    return ModelTokenizer(model, params)
+
+
+def code_grid(tokenizer: ImageTokenizer, image_size: int) -> tuple[int, int]:
+    """Rows and columns of the codes of square images of this size.
+
+    Raises:
+      InputError: the tokenizer's downsampling does not divide the size.
+    """
+    if image_size < 1 or image_size % tokenizer.downsampling:
         raise InputError(
             f"image size {image_size} must be a positive multiple of the tokenizer's downsampling "
-            f"{c.downsampling}"
+            f"{tokenizer.downsampling}"
         )
-    if c.codebook_size > 2**16:
-        raise InputError(f"{name} has {c.codebook_size} codes; at most {2**16} can be stored")
-    return model, params
-
-
-def encoder(model: VQGAN) -> Callable[[Any, jax.Array], jax.Array]:
-    """(params, uint8 images [B, H, W, 3]) -> int32 codes [B, h, w]."""
-    return lambda params, images: model.apply(
-        {"params": params}, from_uint8(images), method="encode"
-    )
+    side = image_size // tokenizer.downsampling
+    return side, side
 
 
 def on_all_devices(
-    function: Callable[[Any, jax.Array], jax.Array], params: Any
+    function: Callable[[_Frozen, jax.Array], jax.Array], frozen: _Frozen
 ) -> Callable[[np.ndarray], jax.Array]:
-    """`function(params, batch)` as a function of batches that the number of devices divides."""
+    """`function(frozen, batch)` as a function of batches that the number of devices divides.
+
+    Args:
+      frozen: a pytree such as a `ModelTokenizer`, copied to every device once.
+    """
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-    params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    frozen = jax.device_put(frozen, jax.NamedSharding(mesh, jax.P()))
     jitted = jax.jit(function)
-    return lambda batch: jitted(params, sharding.put_batch({"batch": batch}, mesh)["batch"])
+    return lambda batch: jitted(frozen, sharding.put_batch({"batch": batch}, mesh)["batch"])

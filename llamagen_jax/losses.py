@@ -2,24 +2,35 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Integer
+
+# Losses take arrays of either kind.
+Array = jax.Array | np.ndarray
 
 ADVERSARIAL = ("hinge", "vanilla", "non-saturating")
 
 
-def cross_entropy(logits: jax.Array, codes: jax.Array) -> jax.Array:
+def cross_entropy(
+    logits: Float[Array, "B L V"], codes: Integer[Array, "B L"]
+) -> Float[Array, " B"]:
     """Mean negative log-likelihood per example: logits [B, L, V], codes int [B, L] -> [B], nats."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.mean(jnp.take_along_axis(log_probs, codes[..., None], axis=-1), axis=(1, 2))
 
 
-def reconstruction(kind: str, images: jax.Array, reconstructions: jax.Array) -> jax.Array:
+def reconstruction(
+    kind: str, images: Float[Array, "B H W C"], reconstructions: Float[Array, "B H W C"]
+) -> Float[Array, " B"]:
     """Mean "l1" or "l2" (squared) distance per image: [B, H, W, C] twice -> [B]."""
     difference = images.astype(jnp.float32) - reconstructions.astype(jnp.float32)
     distance = {"l1": jnp.abs, "l2": jnp.square}[kind]
     return jnp.mean(distance(difference), axis=(1, 2, 3))
 
 
-def discriminator(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array:
+def discriminator(
+    kind: str, real: Float[Array, "..."], fake: Float[Array, "..."]
+) -> Float[Array, ""]:
     """Loss of a discriminator, a scalar, from its logits (any shape) of real and of fake images.
 
     Args:
@@ -32,7 +43,7 @@ def discriminator(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array:
     return 0.5 * (jnp.mean(penalty(margin - real)) + jnp.mean(penalty(margin + fake)))
 
 
-def adversarial(kind: str, fake: jax.Array) -> jax.Array:
+def adversarial(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
     """The generator's part against `discriminator`, a scalar, from logits of its images.
 
     Minus their mean for "hinge" and "vanilla", as in the original and in VQGAN; the cross-entropy
@@ -42,7 +53,9 @@ def adversarial(kind: str, fake: jax.Array) -> jax.Array:
     return jnp.mean(jax.nn.softplus(-fake)) if kind == "non-saturating" else -jnp.mean(fake)
 
 
-def adaptive_weight(other_grads: jax.Array, adversarial_grads: jax.Array) -> jax.Array:
+def adaptive_weight(
+    other_grads: Float[Array, "*kernel"], adversarial_grads: Float[Array, "*kernel"]
+) -> Float[Array, ""]:
     """Weight in [0, 1e4] that makes the adversarial gradients as large as those of other losses.
 
     Args:
@@ -55,7 +68,9 @@ def adaptive_weight(other_grads: jax.Array, adversarial_grads: jax.Array) -> jax
     return jnp.clip(ratio, 0, 1e4)
 
 
-def psnr(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
+def psnr(
+    images: Float[Array, "B H W C"], reconstructions: Float[Array, "B H W C"]
+) -> Float[Array, " B"]:
     """Peak signal-to-noise ratio in dB per image of [B, H, W, C] in [-1, 1] (clipped) -> [B]."""
     error = reconstruction("l2", images, jnp.clip(reconstructions, -1, 1))
     return 10 * jnp.log10(4 / jnp.maximum(error, 1e-10))

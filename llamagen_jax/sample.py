@@ -7,30 +7,22 @@ python sample.py --generator t2i_XL_stage2_512.pt --tokenizer vq_ds16_t2i.pt \\
 """
 
 import argparse
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
-import llamagen_jax as lg
-from llamagen_jax import sharding, zoo
-from llamagen_jax.classes import find_class, imagenet_names
+from llamagen_jax import generation, zoo
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.files import staged
-from llamagen_jax.images import captioned_grid, grid, resize, save_png, to_uint8
-from llamagen_jax.text.prompts import check_prompts, encode_prompts, read_prompts
-from llamagen_jax.weights import export
+from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.images import captioned_grid, grid, save_png
+from llamagen_jax.models.llama import LlamaConfig
+from llamagen_jax.text.prompts import check_prompts, read_prompts
 
-# What None means, by the generator's condition; for text the original's settings.
-_DEFAULTS = {
-    "class": {"guidance_scale": 1.0, "top_k": 0},
-    "text": {"guidance_scale": 7.5, "top_k": 1000},
-}
-_GENERATE_ARGUMENTS = (
+_SETTINGS = (
     "seed",
     "guidance_scale",
     "guidance_interval",
@@ -54,37 +46,47 @@ def run(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')} is {value}; it must be at least 1")
-    has_config = (Path(args.generator) / "config.json").exists()
-    metadata = export.read_config(args.generator) if has_config else {}
-    tokenizer_path = args.tokenizer or metadata.get("tokenizer")
-    text_encoder = args.text_encoder or metadata.get("text_encoder")
-    if not tokenizer_path:
+    recorded = generation.recorded(args.generator)
+    tokenizer = args.tokenizer or recorded.get("tokenizer")
+    text_encoder = args.text_encoder or recorded.get("text_encoder")
+    if not tokenizer:
         raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
     prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts
     if prompts is not None:
         check_prompts(prompts, args.prompt_file or "--prompts")
-    generator = _load("--generator", args.generator, "transformer")
-    tokenizer = _load("--tokenizer", tokenizer_path, "tokenizer")
-    config = generator[0].config
-    _check_fit(args.generator, config, tokenizer_path, tokenizer[0].config)
-    _check_condition(args, config, text_encoder)
-    given = {name: getattr(args, name) for name in _GENERATE_ARGUMENTS}
-    settings = _DEFAULTS[config.condition] | {k: v for k, v in given.items() if v is not None}
-    is_text = config.condition == "text"
-    subjects = np.array(prompts) if is_text else _labels(args.labels, config, metadata)
+    generator = ImageGenerator.open(args.generator, tokenizer, text_encoder or None)
+    _check_condition(args, generator.config, text_encoder)
+    settings = generator.settings(**{name: getattr(args, name) for name in _SETTINGS})
+    if generator.config.condition == "text":
+        subjects = np.array(prompts)
+    elif args.labels:
+        subjects = generator.labels(args.labels)
+    else:
+        subjects = np.arange(generator.config.num_classes, dtype=np.int32)
     output = Path(args.output)
     suffix = output.suffix.lower()
     # Opened before the long work, so that a path that cannot be written is known at once.
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
-        if is_text:
-            conditions = encode_prompts(text_encoder, config, prompts)
-        else:
-            conditions = {"condition": subjects}
-        batches = list(_sample(args, settings, generator, tokenizer, conditions))
+        is_text = generator.config.condition == "text"
+        conditions = generator.read(prompts) if is_text else {"condition": subjects}
+        batches = []
+        with tqdm(total=len(subjects) * args.count, desc="sampling", unit="image") as bar:
+            for samples in generator.sample(
+                conditions,
+                settings,
+                count=args.count,
+                batch_size=args.batch_size,
+                size=args.resize,
+            ):
+                batches.append(samples)
+                bar.update(len(samples.codes))
         codes, images = (np.concatenate(part) for part in zip(*batches, strict=True))
         subjects = np.repeat(subjects, args.count)
-        settings["generator"] = Path(args.generator).resolve().name
-        _write(partial, suffix, images, codes, subjects, settings, args.columns or args.count)
+        shown = {
+            name: value for name in _SETTINGS if (value := getattr(settings, name)) is not None
+        }
+        shown["generator"] = Path(args.generator).resolve().name
+        _write(partial, suffix, images, codes, subjects, shown, args.columns or args.count)
     print(f"wrote {len(images)} images to {output}")
 
 
@@ -147,33 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(option: str, name_or_path: str, expected: str):
-    model, params = lg.load(name_or_path)
-    found = zoo.describe(model.config)
-    if not found.endswith(expected):
-        raise InputError(f"{option} {name_or_path} is a {found}; expected a {expected}")
-    return model, params
-
-
-def _check_fit(
-    generator: str, config: lg.LlamaConfig, tokenizer: str, tokenizer_config: lg.VQGANConfig
-) -> None:
-    if tokenizer_config.codebook_size != config.vocab_size:
-        raise InputError(
-            f"the tokenizer {tokenizer} has {tokenizer_config.codebook_size} codes but the "
-            f"generator {config.vocab_size}; name the tokenizer it was trained with"
-        )
-    name = Path(generator).stem
-    size = config.grid_size * tokenizer_config.downsampling
-    if name in zoo.PUBLISHED and not name.endswith(f"_{size}"):
-        raise InputError(
-            f"the generator {generator} with the tokenizer {tokenizer} makes images of {size} px, "
-            "unlike its name; name the tokenizer it was trained with"
-        )
-
-
 def _check_condition(
-    args: argparse.Namespace, config: lg.LlamaConfig, text_encoder: str | None
+    args: argparse.Namespace, config: LlamaConfig, text_encoder: str | None
 ) -> None:
     """Refuses options for another condition than the generator's, and missing ones."""
     other = {"class": ("prompts", "prompt_file", "text_encoder"), "text": ("labels",)}
@@ -191,54 +168,6 @@ def _check_condition(
             )
         if not text_encoder:
             raise InputError("give --text-encoder, the T5 that the generator was trained with")
-
-
-def _labels(wanted: Sequence[str] | None, config: lg.LlamaConfig, metadata: Mapping) -> np.ndarray:
-    if not wanted:
-        return np.arange(config.num_classes, dtype=np.int32)
-    names = metadata.get("class_names", ())
-    if not names and config.num_classes == 1000:
-        names = imagenet_names()
-    return np.array([find_class(text, names, config.num_classes) for text in wanted], np.int32)
-
-
-def _sample(
-    args: argparse.Namespace,
-    settings: Mapping[str, Any],
-    generator,
-    tokenizer,
-    conditions: Mapping[str, np.ndarray],
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields codes int32 [n, L] and images uint8 [n, H, W, 3], a batch at a time.
-
-    Args:
-      conditions: what `generate` takes under these names, one row per label or prompt.
-    """
-    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-    replicated = jax.NamedSharding(mesh, jax.P())
-    (llama, llama_params), (vqgan, vqgan_params) = generator, tokenizer
-    llama_params, vqgan_params = jax.device_put((llama_params, vqgan_params), replicated)
-    devices = jax.device_count()
-    total = len(conditions["condition"]) * args.count
-    batch_size = -(-min(args.batch_size, total) // devices) * devices
-    with tqdm(total=total, desc="sampling", unit="image") as bar:
-        for start in range(0, total, batch_size):
-            # The last batch wraps around, so that every batch runs the same compiled program.
-            ids = np.arange(start, start + batch_size) % total
-            rows = {name: array[ids // args.count] for name, array in conditions.items()}
-            batch = sharding.put_batch({"sample_ids": ids, **rows}, mesh)
-            codes = lg.generate(llama, llama_params, **batch, **settings)
-            grids = codes.reshape(batch_size, llama.config.grid_size, llama.config.grid_size)
-            images = to_uint8(_decode(vqgan, args.resize, vqgan_params, grids))
-            count = min(batch_size, total - start)
-            yield np.asarray(codes)[:count], images[:count]
-            bar.update(count)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(vqgan, size: int | None, params, codes):
-    images = vqgan.apply({"params": params}, codes, method="decode")
-    return resize(images, size) if size else images
 
 
 def _write(

@@ -14,7 +14,8 @@ from golden_weights import load, params
 from llamagen_jax import convert
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
-from llamagen_jax.sampling import filter_logits, generate
+from llamagen_jax.sampling.filters import filter_logits
+from llamagen_jax.sampling.generate import generate
 from llamagen_jax.training.optimizer import OptimizerConfig, adamw
 
 TRANSFORMERS = ["gpt_tiny_c2i", "gpt_tiny_gqa", "gpt_wide_c2i", "gpt_tiny_t2i"]

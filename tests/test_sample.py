@@ -13,7 +13,7 @@ import tiny
 from PIL import Image
 
 import llamagen_jax as lg
-from llamagen_jax import sample, zoo
+from llamagen_jax import generation, sample, zoo
 from llamagen_jax.weights import export
 
 # Configurations that the tensors tell in full.
@@ -260,7 +260,7 @@ def test_the_generator_reads_features_and_their_mask(text_models, monkeypatch):
         calls.append({"condition": condition, **arguments})
         return np.zeros((len(condition), model.config.code_length), int)
 
-    monkeypatch.setattr(lg, "generate", generate)
+    monkeypatch.setattr(generation, "generate", generate)
     prompts = ["a red circle left of a cat", "a dog"]
     run(*text_models, "--prompts", *prompts, "--count", "4")
     encoder = lg.TextEncoder.load(text_models[-1], length=16, batch_size=64)

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from llamagen_jax import flops, sampling, sharding, zoo
+from llamagen_jax import flops, sharding, zoo
 from llamagen_jax.data.pipeline import DataConfig, train_batches
 from llamagen_jax.models import attention
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.sampling.generate import generate
 from llamagen_jax.training import dry_run, generator, tokenizer
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.loop import make_mesh
@@ -167,7 +168,7 @@ def _decode(bench: Bench) -> Iterator[Figure]:
     yield bench.figure(
         "decode",
         f"{s.generator} {s.dtype}, {s.batch_size} samples of {c.code_length} codes",
-        lambda: sampling.generate(model, params, labels, seed=0),
+        lambda: generate(model, params, labels, seed=0),
         count=s.batch_size * c.code_length,
         unit="codes",
         limit="memory",
@@ -183,7 +184,7 @@ def _prefill(bench: Bench) -> Iterator[Figure]:
     @jax.jit
     def prefill(params, x):
         decoder, variables = model.for_decoding(params)
-        positions, cache = jnp.arange(_TEXT_TOKENS), decoder.init_cache(s.batch_size)
+        positions, cache = jnp.arange(_TEXT_TOKENS)[None], decoder.init_cache(s.batch_size)
         return decoder.apply(variables, x, positions, None, cache, method="extend")
 
     yield bench.figure(

@@ -6,6 +6,7 @@ T condition tokens.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
 
 from llamagen_jax.errors import InputError
 
@@ -37,7 +38,13 @@ def choose(implementation: str, dtype: str) -> str:
     return implementation
 
 
-def causal_attention(q, k, v, valid, implementation: str) -> jax.Array:
+def causal_attention(
+    q: Float[Array, "B S H Dh"],
+    k: Float[Array, "B S K Dh"],
+    v: Float[Array, "B S K Dh"],
+    valid: Bool[Array, "B S"] | None,
+    implementation: str,
+) -> Float[Array, "B S H Dh"]:
     """Every position attends to itself and to the valid ones before it.
 
     Args:
@@ -72,7 +79,12 @@ def causal_attention(q, k, v, valid, implementation: str) -> jax.Array:
     return attended[:, :S, :, :Dh]
 
 
-def cached_attention(q, k, v, mask) -> jax.Array:
+def cached_attention(
+    q: Float[Array, "B Q H Dh"],
+    k: Float[Array, "B K S Dh"],
+    v: Float[Array, "B K S Dh"],
+    mask: Bool[Array, "#B 1 Q S"],
+) -> Float[Array, "B Q H Dh"]:
     """Attention to a cache, whose layout lets XLA read it as it lies.
 
     Args:
@@ -92,34 +104,40 @@ def cached_attention(q, k, v, mask) -> jax.Array:
     return jnp.einsum("BKGQS,BKSD->BQKGD", weights, v).reshape(q.shape)
 
 
-def key_validity(condition_mask, num_keys: int) -> jax.Array | None:
+def key_validity(
+    condition_mask: Bool[Array, "B T"] | None, num_keys: int
+) -> Bool[Array, "B S"] | None:
     """bool [B, num_keys] from the condition's mask [B, T]: all codes are valid; None for None."""
     if condition_mask is None:
         return None
     codes = ((0, 0), (0, num_keys - condition_mask.shape[1]))
-    return jnp.pad(condition_mask.astype(bool), codes, constant_values=True)
+    return jnp.pad(condition_mask, codes, constant_values=True)
 
 
-def attention_mask(positions, num_keys: int, valid=None) -> jax.Array:
+def attention_mask(
+    positions: Integer[Array, "#B Q"], num_keys: int, valid: Bool[Array, "B S"] | None = None
+) -> Bool[Array, "_ 1 Q S"]:
     """Which keys each query sees: those not after it that are valid, and always itself.
 
     Args:
-      positions: int [Q] of the queries.
+      positions: int [B or 1, Q] of the queries.
       num_keys: S; key j stands at position j.
       valid: bool [B, S], or None for no padding.
 
     Returns:
-      bool [B, 1, Q, S], or [1, 1, Q, S] for None.
+      bool [B or 1, 1, Q, S].
     """
-    keys = jnp.arange(num_keys)
-    mask = (keys <= positions[:, None])[None]
+    keys, positions = jnp.arange(num_keys), positions[..., None]
+    mask = keys <= positions
     if valid is not None:
-        mask = mask & valid[:, None, :] | (keys == positions[:, None])
+        mask = mask & valid[:, None, :] | (keys == positions)
     return mask[:, None]
 
 
 def _mask(q, valid):
-    return None if valid is None else attention_mask(jnp.arange(q.shape[1]), q.shape[1], valid)
+    if valid is None:
+        return None
+    return attention_mask(jnp.arange(q.shape[1])[None], q.shape[1], valid)
 
 
 def _flash(q, k, v, valid, scale):

@@ -9,6 +9,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 KINDS = ("patchgan", "stylegan")
 
@@ -71,7 +72,7 @@ class PatchGAN(nn.Module):
     config: DiscriminatorConfig
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> Float[Array, "B h w 1"]:
         """Float [B, H, W, 3] in [-1, 1] to float32 logits [B, h, w, 1].
 
         `train` normalises by the batch, and moves the running statistics ("batch_stats") when they
@@ -107,7 +108,7 @@ class BatchNorm(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
         """[B, H, W, C] to float32 of that shape; see `PatchGAN` for `train`."""
         x = x.astype(jnp.float32)
         C = x.shape[-1]
@@ -140,7 +141,7 @@ class StyleGAN(nn.Module):
     config: DiscriminatorConfig
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B S S 3"], train: bool) -> Float[Array, "B 1"]:
         """Float [B, S, S, 3] in [-1, 1], S a power of two, to float32 logits [B, 1]."""
         del train
         size, dtype = images.shape[1], jnp.dtype(self.config.dtype)
@@ -162,7 +163,7 @@ class StyleGANBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B half half F"]:
         shortcut = nn.Conv(
             self.channels,
             (1, 1),

@@ -6,6 +6,7 @@ Axes: B batch, D width, F features.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 normal_init = nn.initializers.normal(0.02)
 
@@ -16,7 +17,7 @@ class RMSNorm(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.epsilon)
@@ -25,17 +26,18 @@ class RMSNorm(nn.Module):
 
 def dense(features: int, dtype: str, name: str) -> nn.Dense:
     """x [..., D] to [..., F] in the compute dtype, without bias."""
+    on_cpu = jax.default_backend() == "cpu"
     return nn.Dense(
         features,
         use_bias=False,
         dtype=jnp.dtype(dtype),
         kernel_init=normal_init,
-        dot_general=lambda x, kernel, *_, **__: _product(x, kernel),
+        dot_general=(lambda x, kernel, *_, **__: _product(x, kernel)) if on_cpu else None,
         name=name,
     )
 
 
-def split_batch(x: jax.Array) -> jax.Array:
+def split_batch(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """Keeps the examples of x [B, ...] split over the mesh that is set, where they divide over it.
 
     Left to itself the partitioner may rather split x like the embedding table, along D, and copy

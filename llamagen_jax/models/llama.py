@@ -5,12 +5,13 @@ H heads, K key-value heads, Dh head width, N layers, V vocabulary.
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from llamagen_jax.models.attention import (
     attention_mask,
@@ -19,6 +20,7 @@ from llamagen_jax.models.attention import (
     key_validity,
 )
 from llamagen_jax.models.layers import RMSNorm, dense, normal_init, split_batch
+from llamagen_jax.models.rope import rope_table, rotate
 
 # What a layer keeps for its backward pass, so that the rest is computed again; "none" keeps all.
 REMAT_POLICIES = {
@@ -33,7 +35,7 @@ class LlamaConfig:
 
     Attributes:
       n_kv_heads: key-value heads shared by groups of query heads; None for one per query head.
-      grid_size: side of the code grid; the model predicts grid_size**2 codes.
+      grid_size: side of a square grid of codes, or its (rows, columns); see `grid`.
       condition: "class" (a label below num_classes; num_classes itself is the null class) or
         "text" (caption_dim features for condition_length tokens).
       condition_length: condition tokens before the codes; 1 for classes, 120 for text.
@@ -54,7 +56,7 @@ class LlamaConfig:
     n_heads: int = 12
     n_kv_heads: int | None = None
     vocab_size: int = 16384
-    grid_size: int = 16
+    grid_size: int | tuple = 16
     condition: str = "class"
     num_classes: int = 1000
     condition_length: int = 1
@@ -71,6 +73,7 @@ class LlamaConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
+        self._check_grid()
         if self.dim % self.n_heads or self.head_dim % 4:
             raise ValueError(
                 f"dim={self.dim} must be n_heads={self.n_heads} times a multiple of 4 (2-D RoPE)"
@@ -87,13 +90,28 @@ class LlamaConfig:
                 raise ValueError(f"{field}={getattr(self, field)!r} must be one of {allowed}")
         if self.condition == "class" and self.condition_length != 1:
             raise ValueError(f"condition_length={self.condition_length} must be 1 for classes")
-        for field in ("n_layers", "vocab_size", "grid_size", "num_classes", "condition_length"):
+        for field in ("n_layers", "vocab_size", "num_classes", "condition_length"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be positive")
         rates = ("condition_dropout", "token_dropout", "residual_dropout", "ffn_dropout")
         for field in (*rates, "drop_path"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be in [0, 1)")
+
+    def _check_grid(self):
+        size = self.grid_size
+        sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"grid_size={size!r} must be a positive side or (rows, columns)")
+        # One spelling for each grid, so that equal configurations compare equal.
+        rows, columns = sides
+        object.__setattr__(self, "grid_size", rows if rows == columns else (rows, columns))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the codes, which are read row by row."""
+        size = self.grid_size
+        return size if isinstance(size, tuple) else (size, size)
 
     @property
     def head_dim(self) -> int:
@@ -109,7 +127,40 @@ class LlamaConfig:
 
     @property
     def code_length(self) -> int:
-        return self.grid_size**2
+        rows, columns = self.grid
+        return rows * columns
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of the positions so far, in the compute dtype; others are zero.
+
+    Leaves are [B, K, S, Dh] for one layer, [N, B, K, S, Dh] for stacked ones.
+    """
+
+    k: jax.Array
+    v: jax.Array
+
+
+# Of all layers: stacked, or one for each where they are apart.
+Cache = KVCache | list[KVCache]
+
+
+@flax.struct.dataclass
+class Queries:
+    """Where the positions that a pass runs on stand, and what they may attend to.
+
+    Attributes:
+      positions: int [B or 1, Q], of every row's own.
+      cos_sin: float32 [B or 1, Q, Dh/2, 2], their rotation.
+      valid: bool [B, S], False at keys that are padding; None for no padding.
+      mask: bool [B or 1, 1, Q, S] of `attention_mask`; None without a cache.
+    """
+
+    positions: jax.Array
+    cos_sin: jax.Array
+    valid: jax.Array | None
+    mask: jax.Array | None
 
 
 class Llama(nn.Module):
@@ -158,11 +209,11 @@ class Llama(nn.Module):
 
     def __call__(
         self,
-        codes: jax.Array,
-        condition: jax.Array,
-        condition_mask: jax.Array | None = None,
+        codes: Integer[Array, "B L"],
+        condition: Shaped[Array, "B ..."],
+        condition_mask: Bool[Array, "B T"] | None = None,
         train: bool = False,
-    ) -> jax.Array:
+    ) -> Float[Array, "B L V"]:
         """Teacher-forced logits.
 
         Args:
@@ -182,23 +233,36 @@ class Llama(nn.Module):
         x = self.embed_condition(condition, condition_mask, drop)
         x = jnp.concatenate([x, self.embed_codes(codes[:, :-1])], axis=1)
         x = self.token_dropout(x, deterministic=not train)
-        x, _ = self.transform(x, jnp.arange(x.shape[1]), condition_mask, train=train)
+        x, _ = self.transform(x, jnp.arange(x.shape[1])[None], condition_mask, train=train)
         return self.logits(x[:, c.condition_length - 1 :])
 
-    def embed_condition(self, condition, condition_mask=None, drop=None) -> jax.Array:
+    def embed_condition(
+        self,
+        condition: Shaped[Array, "B ..."],
+        condition_mask: Bool[Array, "B T"] | None = None,
+        drop: Bool[Array, " B"] | None = None,
+    ) -> Float[Array, "B T D"]:
         """Condition tokens [B, T, D]; `drop`, bool [B], puts the null condition in its place."""
         return self.condition_embedding(condition, condition_mask, drop)
 
-    def embed_codes(self, codes: jax.Array) -> jax.Array:
+    def embed_codes(self, codes: Integer[Array, "B Q"]) -> Float[Array, "B Q D"]:
         """Codes, int [B, Q], to embeddings [B, Q, D] in the compute dtype."""
         return self.codes_embedding(codes).astype(self.config.dtype)
 
-    def transform(self, x, positions, condition_mask=None, cache=None, train=False):
-        """Runs the layers on Q consecutive positions.
+    def transform(
+        self,
+        x: Float[Array, "B Q D"],
+        positions: Integer[Array, "#B Q"],
+        condition_mask: Bool[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B Q D"], Cache | None]:
+        """Runs the layers on Q positions.
 
         Args:
           x: [B, Q, D] embeddings.
-          positions: int [Q], the condition first: 0 ... T + L - 1; without a cache all from 0 on.
+          positions: int [B or 1, Q], of every row's own, the condition first: 0 ... T + L - 1.
+            Without a cache they are 0 ... Q - 1.
           condition_mask: bool [B, T], False at padding; None for no padding.
           cache: keys and values of earlier positions from `init_cache`, or None.
           train: apply dropout.
@@ -209,25 +273,37 @@ class Llama(nn.Module):
         c = self.config
         num_keys = x.shape[1] if cache is None else c.condition_length + c.code_length
         valid = key_validity(condition_mask, num_keys)
-        cos_sin = rope_table(c)[positions]
-        rates = np.linspace(0, c.drop_path, c.n_layers, dtype=np.float32)
+        table = rope_table(
+            c.grid,
+            c.head_dim,
+            base=c.rope_base,
+            condition_length=c.condition_length,
+            condition_rope=c.condition_rope,
+        )
         mask = None if cache is None else attention_mask(positions, num_keys, valid)
-        where = (positions[0], cos_sin, valid, mask)
+        queries = Queries(positions, table[positions], valid, mask)
+        rates = np.linspace(0, c.drop_path, c.n_layers, dtype=np.float32)
         if self.scan_layers:
-            return self.layers(x, rates, cache, where, train)
+            return self.layers(x, rates, cache, queries, train)
         new_cache = []
         for i, layer in enumerate(self.layers):
-            x, layer_cache = layer(x, rates[i], cache and cache[i], where, train)
+            x, layer_cache = layer(x, rates[i], cache and cache[i], queries, train)
             new_cache.append(layer_cache)
-        return x, new_cache
+        return x, None if cache is None else new_cache
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """Final norm and output layer: [B, Q, D] to float32 [B, Q, V]."""
+    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Final norm and output layer: [..., D] to float32 [..., V]."""
         dtype = self.config.dtype
         x = self.norm(x).astype(dtype)
         return jnp.dot(x, self.output.astype(dtype), preferred_element_type=jnp.float32)
 
-    def extend(self, x, positions, condition_mask, cache):
+    def extend(
+        self,
+        x: Float[Array, "B Q D"],
+        positions: Integer[Array, "#B Q"],
+        condition_mask: Bool[Array, "B T"] | None,
+        cache: Cache,
+    ) -> tuple[Float[Array, "B V"], Cache]:
         """`transform`, then the logits [B, V] of the last position; also returns the cache."""
         x, cache = self.transform(x, positions, condition_mask, cache)
         return self.logits(x[:, -1]), cache
@@ -250,17 +326,17 @@ class Llama(nn.Module):
         params = jax.tree.map(cast, unstack_layers(params))
         return self.clone(scan_layers=False), {"params": params}
 
-    def init_cache(self, batch_size: int) -> Any:
-        """An empty key-value cache: leaves of shape [B, K, S, Dh] per layer, in compute dtype."""
+    def init_cache(self, batch_size: int) -> Cache:
+        """An empty cache: one of stacked leaves, or one for each layer where they are apart."""
         c = self.config
         shape = (batch_size, c.kv_heads, c.condition_length + c.code_length, c.head_dim)
+
+        def empty(shape):
+            return KVCache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
+
         if self.scan_layers:
-            shape = (c.n_layers, *shape)
-            return {"k": jnp.zeros(shape, c.dtype), "v": jnp.zeros(shape, c.dtype)}
-        return [
-            {"k": jnp.zeros(shape, c.dtype), "v": jnp.zeros(shape, c.dtype)}
-            for _ in range(c.n_layers)
-        ]
+            return empty((c.n_layers, *shape))
+        return [empty(shape) for _ in range(c.n_layers)]
 
 
 class ConditionEmbedding(nn.Module):
@@ -269,7 +345,12 @@ class ConditionEmbedding(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, condition, condition_mask, drop):
+    def __call__(
+        self,
+        condition: Shaped[Array, "B ..."],
+        condition_mask: Bool[Array, "B T"] | None,
+        drop: Bool[Array, " B"] | None,
+    ) -> Float[Array, "B T D"]:
         c = self.config
         if c.condition == "class":
             labels = condition if drop is None else jnp.where(drop, c.num_classes, condition)
@@ -298,7 +379,14 @@ class Block(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, x, drop_path_rate, cache, where, train):
+    def __call__(
+        self,
+        x: Float[Array, "B Q D"],
+        drop_path_rate: jax.typing.ArrayLike,
+        cache: KVCache | None,
+        queries: Queries,
+        train: bool,
+    ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
         c = self.config
         x = split_batch(x)
 
@@ -308,7 +396,7 @@ class Block(nn.Module):
             return nn.Dropout(dropout)(branch, deterministic=not train)
 
         attended, cache = Attention(c, self.implementation, name="attention")(
-            RMSNorm(c.norm_eps, name="attention_norm")(x), cache, where
+            RMSNorm(c.norm_eps, name="attention_norm")(x), cache, queries
         )
         x = x + residual(attended, c.residual_dropout)
         y = RMSNorm(c.norm_eps, name="ffn_norm")(x)
@@ -330,50 +418,31 @@ class Attention(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, x, cache, where):
+    def __call__(
+        self, x: Float[Array, "B Q D"], cache: KVCache | None, queries: Queries
+    ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
         c = self.config
-        start, cos_sin, valid, mask = where
         B, Q, D = x.shape
         q = dense(c.n_heads * c.head_dim, c.dtype, "q")(x).reshape(B, Q, c.n_heads, c.head_dim)
         k = dense(c.kv_heads * c.head_dim, c.dtype, "k")(x).reshape(B, Q, c.kv_heads, c.head_dim)
         v = dense(c.kv_heads * c.head_dim, c.dtype, "v")(x).reshape(B, Q, c.kv_heads, c.head_dim)
-        q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+        q, k = rotate(q, queries.cos_sin), rotate(k, queries.cos_sin)
         if cache is None:
-            attended = causal_attention(q, k, v, valid, self.implementation)
+            attended = causal_attention(q, k, v, queries.valid, self.implementation)
         else:
-            new = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
-            cache = jax.tree.map(
-                lambda old, rows: jax.lax.dynamic_update_slice_in_dim(old, rows, start, axis=2),
-                cache,
-                new,
-            )
-            attended = cached_attention(q, cache["k"], cache["v"], mask)
+            cache = fill(cache, KVCache(k, v), queries.positions)
+            attended = cached_attention(q, cache.k, cache.v, queries.mask)
         return dense(D, c.dtype, "out")(attended.reshape(B, Q, -1)), cache
 
 
-def rope_table(config: LlamaConfig) -> jax.Array:
-    """2-D rotary table, float32 [S, Dh/2, 2] of (cos, sin).
+def fill(cache: KVCache, new: KVCache, positions: Integer[Array, "#B Q"]) -> KVCache:
+    """A layer's cache with the keys and values `new` [B, Q, K, Dh] at every row's positions."""
 
-    The first half of the pairs turns with the code's row, the second with its column, each at
-    frequencies rope_base ** (-2i / (Dh/2)). Condition positions come first, see `condition_rope`.
-    """
-    half = config.head_dim // 2
-    frequencies = config.rope_base ** (-np.arange(0, half, 2) / half)
-    row, column = np.indices((config.grid_size, config.grid_size)).reshape(2, -1)
-    angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1)
-    codes = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    condition = np.zeros((config.condition_length, half, 2))
-    condition[..., 0] = config.condition_rope == "identity"
-    return jnp.asarray(np.concatenate([condition, codes]), jnp.float32)
+    def put(old, values):
+        rows = jnp.arange(len(old))[:, None]
+        return old.at[rows, :, positions].set(values, unique_indices=True)
 
-
-def rotate(x: jax.Array, cos_sin: jax.Array) -> jax.Array:
-    """Turns the pairs (2i, 2i+1) of x [B, Q, H, Dh] by cos_sin [Q, Dh/2, 2], in float32."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    cos, sin = cos_sin[None, :, None, :, 0], cos_sin[None, :, None, :, 1]
-    first = pairs[..., 0] * cos - pairs[..., 1] * sin
-    second = pairs[..., 1] * cos + pairs[..., 0] * sin
-    return jnp.stack([first, second], axis=-1).reshape(x.shape).astype(x.dtype)
+    return jax.tree.map(put, cache, new)
 
 
 def unstack_layers(params: dict) -> dict:

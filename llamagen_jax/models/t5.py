@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from llamagen_jax.models.layers import RMSNorm
 
@@ -70,7 +71,9 @@ class T5(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens: Integer[Array, "B T"], mask: Shaped[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
         """Features of every token, without dropout.
 
         Args:
@@ -109,7 +112,12 @@ class Block(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x, bias, mask):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        bias: Float[Array, "1 H T T"],
+        mask: Bool[Array, "B 1 1 T"],
+    ) -> tuple[Float[Array, "B T D"], None]:
         c = self.config
         B, T, D = x.shape
         heads = (B, T, c.n_heads, c.head_dim)
@@ -136,7 +144,9 @@ class Block(nn.Module):
         return x + dense(D, c.ffn_dim, "down")(hidden), None
 
 
-def relative_buckets(distance: np.ndarray, config: T5Config) -> np.ndarray:
+def relative_buckets(
+    distance: Integer[np.ndarray, "*shape"], config: T5Config
+) -> Integer[np.ndarray, "*shape"]:
     """Buckets, int in [0, K), of key position minus query position.
 
     The lower half is for keys up to the query, the upper half for those after it. In each half, the

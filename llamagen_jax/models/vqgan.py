@@ -9,7 +9,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Integer
 
+# What users hand to a tokenizer may be of either kind.
+Array = jax.Array | np.ndarray
 # PyTorch's default for convolutions: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # Temperature of the code distribution whose entropies the original regularises.
@@ -68,12 +72,12 @@ class VQGANOutput:
       entropy_loss: scalar, times `entropy_weight`; not computed (0) when that is 0.
     """
 
-    reconstruction: jax.Array
-    codes: jax.Array
-    prequant: jax.Array
-    vq_loss: jax.Array
-    commitment_loss: jax.Array
-    entropy_loss: jax.Array
+    reconstruction: Float[Array, "B H W 3"]
+    codes: Int[Array, "B h w"]
+    prequant: Float[Array, "B h w E"]
+    vq_loss: Float[Array, ""]
+    commitment_loss: Float[Array, ""]
+    entropy_loss: Float[Array, ""]
 
 
 class VQGAN(nn.Module):
@@ -89,7 +93,7 @@ class VQGAN(nn.Module):
         self.quant_conv = _conv(c.codebook_dim, 1, c)
         self.post_quant_conv = _conv(c.z_channels, 1, c)
 
-    def __call__(self, images: jax.Array) -> VQGANOutput:
+    def __call__(self, images: Float[Array, "B H W 3"]) -> VQGANOutput:
         """Reconstructs `images`, float [B, H, W, 3] in [-1, 1], sides divisible by `downsampling`.
 
         The gradient of the reconstruction passes the look-up unchanged to the (normalised) latent.
@@ -99,11 +103,11 @@ class VQGAN(nn.Module):
         reconstruction = self._pixels(quantized)
         return VQGANOutput(reconstruction, codes, prequant, *losses)
 
-    def encode(self, images: jax.Array) -> jax.Array:
+    def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B h w"]:
         """Images, float [B, H, W, 3] in [-1, 1], to int32 codes [B, h, w]."""
         return self.quantizer.nearest(self._latents(images))
 
-    def decode(self, codes: jax.Array) -> jax.Array:
+    def decode(self, codes: Integer[Array, "B h w"]) -> Float[Array, "B H W 3"]:
         """Codes, int [B, h, w], to float32 images [B, H, W, 3] in [-1, 1].
 
         Not clipped: like any regression the decoder overshoots a little at saturated pixels.
@@ -150,16 +154,22 @@ class Quantizer(nn.Module):
         products = jnp.dot(latents, entries.T, precision=jax.lax.Precision.HIGHEST)
         return products - 0.5 * jnp.sum(entries**2, axis=-1)
 
-    def nearest(self, prequant: jax.Array) -> jax.Array:
+    def nearest(self, prequant: Float[Array, "*place E"]) -> Int[Array, "*place"]:
         """Latents, float [..., E], to the int32 index [...] of the nearest codebook entry."""
         latents = _l2_normalize(prequant) if self.config.l2_normalize else prequant
         return jnp.argmax(self._scores(latents), axis=-1).astype(jnp.int32)
 
-    def embed(self, codes: jax.Array) -> jax.Array:
+    def embed(self, codes: Integer[Array, "*place"]) -> Float[Array, "*place E"]:
         """Codes, int [...], to float32 entries [..., E] of the (normalised) codebook."""
         return self._entries()[codes]
 
-    def __call__(self, prequant: jax.Array):
+    def __call__(
+        self, prequant: Float[Array, "B h w E"]
+    ) -> tuple[
+        Float[Array, "B h w E"],
+        Int[Array, "B h w"],
+        tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]],
+    ]:
         """Quantizes float32 latents [B, h, w, E].
 
         Returns:
@@ -187,7 +197,7 @@ class Encoder(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         c = self.config
         last = len(c.channel_multipliers) - 1
         x = _conv(c.base_channels, 3, c, name="conv_in")(images)
@@ -209,7 +219,7 @@ class Decoder(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, latents):
+    def __call__(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         c = self.config
         last = len(c.channel_multipliers) - 1
         x = _conv(c.base_channels * c.channel_multipliers[-1], 3, c, name="conv_in")(latents)
@@ -232,7 +242,7 @@ class ResBlock(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
         c = self.config
         y = _conv(self.channels, 3, c, name="conv1")(nn.swish(_norm(c, "norm1")(x)))
         y = _conv(self.channels, 3, c, name="conv2")(nn.swish(_norm(c, "norm2")(y)))
@@ -247,7 +257,7 @@ class AttentionBlock(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         c = self.config
         B, h, w, C = x.shape
         y = _norm(c, "norm")(x)
@@ -262,7 +272,7 @@ class Downsample(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         padding = ((0, 1), (0, 1))
         return _conv(x.shape[-1], 3, self.config, name="conv", strides=2, padding=padding)(x)
 
@@ -273,7 +283,7 @@ class Upsample(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         return _conv(x.shape[-1], 3, self.config, name="conv")(x)
 

@@ -12,13 +12,16 @@ import numpy as np
 import optax
 from clu import metrics
 
-from llamagen_jax import flops, losses, sampling, sharding, zoo
+from llamagen_jax import flops, losses, sharding, zoo
 from llamagen_jax.data.records import Manifest, TextEncoderId, TokenizerId
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
+from llamagen_jax.generation import generate_images
+from llamagen_jax.image_tokenizer import ModelTokenizer
 from llamagen_jax.models import attention
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.training.config import GeneratorTraining
 from llamagen_jax.training.optimizer import (
     TrainState,
@@ -155,18 +158,14 @@ def _preview(
         condition, mask = labels, None
     else:
         condition, mask = (sharding.fetch(rows)[:_PREVIEW_ROWS] for rows in _condition(batch))
-    codes = sampling.generate(
+    _, images = generate_images(
         model,
         params,
+        ModelTokenizer(vqgan, vqgan_params),
         np.repeat(condition, _PREVIEW_COLUMNS, axis=0),
-        seed=config.seed,
+        SamplingSettings(config.seed, config.sample.guidance_scale, top_k=config.sample.top_k),
         condition_mask=None if mask is None else np.repeat(mask, _PREVIEW_COLUMNS, axis=0),
-        guidance_scale=config.sample.guidance_scale,
-        top_k=config.sample.top_k,
     )
-    side = model.config.grid_size
-    decode = jax.jit(functools.partial(vqgan.apply, method="decode"))
-    images = sharding.fetch(decode({"params": vqgan_params}, codes.reshape(-1, side, side)))
     return images.reshape(-1, _PREVIEW_COLUMNS, *images.shape[1:])
 
 

@@ -21,7 +21,6 @@ from llamagen_jax.data.pipeline import eval_batches, train_batches
 from llamagen_jax.data.sources import Source, open_source
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
-from llamagen_jax.images import to_uint8
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training import generator, online, tokenizer
 from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining
@@ -128,7 +127,7 @@ def train(
             if task.preview and _due(config, step, config.sample_every):
                 if config.data.eval:
                     batch = next(eval_batches(config.data, **_share(config, task)))
-                log.pictures(step, to_uint8(task.preview(state.eval_params, put(batch))))
+                log.pictures(step, task.preview(state.eval_params, put(batch)))
             if _due(config, step, config.checkpoint_every):
                 check(now, step)
                 checkpoints.save(state)

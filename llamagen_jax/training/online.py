@@ -11,7 +11,8 @@ import jax
 from jax.sharding import Mesh
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.image_tokenizer import encoder
+from llamagen_jax.image_tokenizer import ModelTokenizer
+from llamagen_jax.images import from_uint8
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.text.encoder import TextEncoder, caption_features
 from llamagen_jax.text.tokenizer import tokenize_caption
@@ -42,13 +43,16 @@ def from_images(
         text_encoder = _load_text_encoder(config, mesh)
         condition = functools.partial(tokenize_caption, text_encoder.tokenizer, text_encoder.length)
         t5, t5_params = text_encoder.model, text_encoder.params
-    frozen = jax.device_put(vqgan_params, jax.NamedSharding(mesh, jax.P())), t5_params
+    tokenizer = jax.device_put(
+        ModelTokenizer(model, vqgan_params), jax.NamedSharding(mesh, jax.P())
+    )
+    frozen = tokenizer, t5_params
 
     @jax.jit
-    def encode(frozen: tuple[dict, dict | None], batch: dict) -> dict:
-        vqgan_params, t5_params = frozen
+    def encode(frozen: tuple[ModelTokenizer, dict | None], batch: dict) -> dict:
+        tokenizer, t5_params = frozen
         images, rest = batch["image"], {k: v for k, v in batch.items() if k != "image"}
-        codes = encoder(model)(vqgan_params, images)
+        codes = tokenizer.encode(from_uint8(images))
         if t5 is not None:
             tokens = rest.pop("tokens")
             rest["features"] = caption_features(t5, t5_params, tokens, rest["mask"])

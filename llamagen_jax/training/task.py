@@ -20,7 +20,7 @@ class Task:
       init: the state at step 0.
       train_step: (state, batch) -> (state, metrics); metrics has at least loss and grad_norm.
       eval_step: (params, batch with "weight") -> metrics, which the loop merges over batches.
-      preview: (params, batch) -> float images in [-1, 1], [rows, columns, H, W, 3]; None when there
+      preview: (params, batch) -> uint8 images [rows, columns, H, W, 3]; None when there
         is nothing to show.
       example: shapes and dtypes of one row of the batches that steps take.
       codes_per_example: of the image that an example is.

@@ -13,7 +13,7 @@ from clu import metrics
 
 from llamagen_jax import flops, losses, sharding, zoo
 from llamagen_jax.errors import InputError
-from llamagen_jax.images import from_uint8
+from llamagen_jax.images import from_uint8, to_uint8
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training import codebook
@@ -231,7 +231,7 @@ class _Training:
     def preview(self, params: dict, batch: dict) -> np.ndarray:
         images = from_uint8(sharding.fetch(batch["image"])[:_PREVIEW_IMAGES])
         output = jax.jit(self._model.apply)({"params": params}, images)
-        return np.stack([images, sharding.fetch(output.reconstruction)])
+        return to_uint8(np.stack([images, sharding.fetch(output.reconstruction)]))
 
     def warning(self, step: int, values: Mapping[str, Any]) -> str | None:
         side = self._config.data.image_size // self._config.model.downsampling

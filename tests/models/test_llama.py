@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
-from llamagen_jax.models.llama import Llama, LlamaConfig, rope_table, unstack_layers
+from llamagen_jax.models.llama import Llama, unstack_layers
+from llamagen_jax.models.rope import rope_table
 
 TEXT = jax.random.normal(jax.random.key(3), (2, 5, 16))
 MASK = jnp.array([[False, False, True, True, True], [True] * 5])
@@ -54,12 +55,50 @@ def test_cached_decoding_equals_teacher_forcing(case, scan_layers):
     extend = jax.jit(functools.partial(model.apply, method="extend"))
     T = config.condition_length
     x = model.apply(variables, condition, mask, method="embed_condition")
-    logits, cache = extend(variables, x, jnp.arange(T), mask, model.init_cache(2))
+    logits, cache = extend(variables, x, jnp.arange(T)[None], mask, model.init_cache(2))
     np.testing.assert_allclose(logits, expected[:, 0], atol=1e-4)
     for i in range(1, 16):
         x = model.apply(variables, codes[:, i - 1 : i], method="embed_codes")
-        logits, cache = extend(variables, x, jnp.array([T + i - 1]), mask, cache)
+        logits, cache = extend(variables, x, jnp.array([[T + i - 1]]), mask, cache)
         np.testing.assert_allclose(logits, expected[:, i], atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_fill_the_cache_at_their_own_pace(case):
+    """Each call moves one row three codes on and the other one."""
+    config, condition, mask = CASES[case]
+    model, params = tiny.llama(config)
+    codes, variables, T = _codes(), {"params": params}, config.condition_length
+    expected = model.apply(variables, codes, condition, mask)
+    x = model.apply(variables, condition, mask, method="embed_condition")
+    cache = model.init_cache(2)
+    _, cache = model.apply(variables, x, jnp.arange(T)[None], mask, cache, method="extend")
+    embedded = model.apply(variables, codes, method="embed_codes")
+    transform = jax.jit(functools.partial(model.apply, method="transform"))
+    for step in range(4):
+        fast = 3 * step + jnp.arange(3)
+        # The slow row repeats its newest code, which fills the same place with the same values.
+        slow = jnp.full(3, step)
+        places = jnp.stack([fast, slow])
+        rows = jnp.take_along_axis(embedded, places[..., None], axis=1)
+        x, cache = transform(variables, rows, T + places, mask, cache)
+        logits = model.apply(variables, x, method="logits")
+        np.testing.assert_allclose(logits[0], expected[0, fast + 1], atol=1e-4)
+        np.testing.assert_allclose(logits[1], expected[1, slow + 1], atol=1e-4)
+
+
+def test_grids_need_not_be_square():
+    square = tiny.LLAMA_CONFIG
+    assert dataclasses.replace(square, grid_size=(4, 4)) == square
+    wide = dataclasses.replace(square, grid_size=(2, 8))
+    assert (wide.grid, wide.code_length) == ((2, 8), square.code_length)
+    _, params = tiny.llama(square)
+    codes, labels = _codes(), jnp.array([1, 2])
+    logits = [Llama(c).apply({"params": params}, codes, labels) for c in (square, wide)]
+    assert logits[0].shape == logits[1].shape
+    # The first four codes stand in the first row of both.
+    np.testing.assert_allclose(logits[0][:, :5], logits[1][:, :5], atol=1e-5)
+    assert not np.allclose(logits[0][:, 6:], logits[1][:, 6:], atol=1e-3)
 
 
 def test_scanned_and_unrolled_layers_agree():
@@ -160,13 +199,14 @@ def test_first_loss_is_that_of_a_uniform_guess():
 
 
 def test_rope_table_turns_rows_then_columns():
-    table = rope_table(LlamaConfig(dim=16, n_heads=1, grid_size=3))
+    settings = {"base": 10000.0, "condition_length": 1}
+    table = rope_table((3, 3), 16, **settings, condition_rope="zero")
     assert table.shape == (10, 8, 2)
     assert np.all(table[0] == 0)
     angles = np.arctan2(table[1:, :, 1], table[1:, :, 0]).reshape(3, 3, 8)
     np.testing.assert_allclose(angles[2, 1, :4], 2 * 10000.0 ** (-np.arange(4) / 4), atol=1e-6)
     np.testing.assert_allclose(angles[2, 1, 4:], 1 * 10000.0 ** (-np.arange(4) / 4), atol=1e-6)
-    identity = rope_table(LlamaConfig(dim=16, n_heads=1, condition_rope="identity"))
+    identity = rope_table((3, 3), 16, **settings, condition_rope="identity")
     np.testing.assert_array_equal(identity[0], np.stack([np.ones(8), np.zeros(8)], -1))
 
 
@@ -180,6 +220,8 @@ def test_rope_table_turns_rows_then_columns():
         {"token_dropout": 1.0},
         {"dtype": "float16"},
         {"grid_size": 0},
+        {"grid_size": (4, 0)},
+        {"grid_size": (4, 4, 4)},
     ],
 )
 def test_impossible_configs_name_the_field(change):

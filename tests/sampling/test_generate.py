@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import tiny
 
-from llamagen_jax import sharding
+from llamagen_jax import flops, sharding
 from llamagen_jax.errors import InputError
-from llamagen_jax.sampling import filter_logits, generate
+from llamagen_jax.sampling.filters import filter_logits
+from llamagen_jax.sampling.generate import generate
+from llamagen_jax.sampling.settings import SamplingSettings
 
 LABELS = jnp.arange(8)
 SETTINGS = {"seed": 5, "guidance_scale": 2.0, "top_k": 20, "top_p": 0.9, "temperature": 1.2}
@@ -53,14 +55,17 @@ def test_guidance(model_and_params, scale, interval, num_guided):
 def test_branch_that_is_not_needed_is_not_computed(model_and_params):
     model, params = model_and_params
 
-    def lowered_flops(**settings):
+    def operations(**settings):
         def sample(params):
             return generate(model, params, LABELS, seed=0, greedy=True, **settings)
 
-        return str(jax.make_jaxpr(sample)(params)).count("[16,1,32]")
+        return flops.count(sample, params)
 
-    assert lowered_flops() == 0  # no tensor has the 2 x 8 rows of two branches
-    assert lowered_flops(guidance_scale=2.0) > 0
+    plain = operations()
+    assert operations(guidance_scale=0.5) == plain
+    assert operations(guidance_scale=2.0) == 2 * plain
+    # The first 4 + 2 of the 16 codes have two branches.
+    assert operations(guidance_scale=2.0, guidance_interval=4) == plain * (16 + 6) / 16
 
 
 def test_sample_does_not_depend_on_its_batch(model_and_params):
@@ -134,6 +139,19 @@ def test_filters_keep_ties_and_the_first_code_over_top_p():
     np.testing.assert_array_equal(kept(filter_logits(probs)), [1, 1, 1, 1, 1])
 
 
+def test_settings_are_one_object_or_single_fields(model_and_params):
+    settings = SamplingSettings(**SETTINGS)
+    expected = generate(*model_and_params, LABELS, **SETTINGS)
+    np.testing.assert_array_equal(generate(*model_and_params, LABELS, settings=settings), expected)
+    other = generate(*model_and_params, LABELS, settings=settings, seed=6)
+    np.testing.assert_array_equal(
+        other, generate(*model_and_params, LABELS, **(SETTINGS | {"seed": 6}))
+    )
+    assert not np.array_equal(other, expected)
+    with pytest.raises(TypeError, match="top_q"):
+        generate(*model_and_params, LABELS, settings=settings, top_q=0.5)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -142,6 +160,7 @@ def test_filters_keep_ties_and_the_first_code_over_top_p():
         {"top_p": 1.5},
         {"top_k": -1},
         {"guidance_interval": -1},
+        {"decoder": "jacoby"},
     ],
 )
 def test_impossible_settings_are_named(model_and_params, wrong):

@@ -18,8 +18,8 @@ from llamagen_jax.data.records import TokenizerId
 from llamagen_jax.data.sources import IMAGE_SUFFIXES
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
-from llamagen_jax.image_tokenizer import encoder, on_all_devices, open_tokenizer
-from llamagen_jax.images import save_png, to_uint8
+from llamagen_jax.image_tokenizer import ModelTokenizer, code_grid, on_all_devices, open_tokenizer
+from llamagen_jax.images import from_uint8, save_png, to_uint8
 from llamagen_jax.weights.export import weights_hash
 
 
@@ -42,12 +42,14 @@ def encode_folder(
       InputError: a path, size or model is wrong, or the downsampling does not divide the sides of
         an image.
     """
-    model, params = open_tokenizer(tokenizer, batch_size=batch_size, image_size=image_size)
-    run = on_all_devices(encoder(model), params)
+    opened, made_by = open_discrete(tokenizer, batch_size)
+    if image_size is not None:
+        code_grid(opened, image_size)
+    run = on_all_devices(lambda t, pixels: t.encode(from_uint8(pixels)), opened)
     codes = {}
     with staged(output) as partial:
         paths = _image_paths(Path(images))
-        groups = [paths] if image_size else _equal_sizes(paths, model.config.downsampling)
+        groups = [paths] if image_size else _equal_sizes(paths, opened.downsampling)
         with tqdm(total=len(paths), desc="encode", unit="image") as bar:
             for group in groups:
                 examples = _read_images(Path(images), group, image_size, bar)
@@ -56,7 +58,6 @@ def encode_folder(
                     codes.update(zip(names, rows, strict=False))
         if not codes:
             raise InputError(f"every image in {images} is broken: copy them again")
-        made_by = TokenizerId(tokenizer, weights_hash(params), model.config.codebook_size)
         with partial.open("wb") as file:
             np.savez(file, tokenizer=json.dumps(dataclasses.asdict(made_by)), **codes)
     print(f"wrote codes of {len(codes)} images to {output}; skipped {len(paths) - len(codes)}")
@@ -75,15 +76,13 @@ def decode_folder(codes: str, output: str, *, tokenizer: str, batch_size: int) -
     Raises:
       InputError: a path, size or model is wrong, or the file is damaged.
     """
-    model, params = open_tokenizer(tokenizer, batch_size=batch_size)
+    opened, named = open_discrete(tokenizer, batch_size)
     grids, made_by = _read_codes(codes)
-    if weights_hash(params) != made_by.sha256:
+    if named.sha256 != made_by.sha256:
         raise InputError(
             f"{codes} was made by another tokenizer ({made_by.name}) than {tokenizer}; name that"
         )
-    run = on_all_devices(
-        lambda params, batch: model.apply({"params": params}, batch, method="decode"), params
-    )
+    run = on_all_devices(lambda t, batch: t.decode(batch), opened)
     groups = defaultdict(list)
     for name, grid in grids.items():
         groups[grid.shape].append((name, grid))
@@ -94,6 +93,22 @@ def decode_folder(codes: str, output: str, *, tokenizer: str, batch_size: int) -
                     save_png(partial / PurePosixPath(name).with_suffix(".png"), image)
                     bar.update()
     print(f"wrote {len(grids)} images to {output}")
+
+
+def open_discrete(name: str, batch_size: int) -> tuple[ModelTokenizer, TokenizerId]:
+    """A tokenizer whose codes can be stored, and what a folder of them says of it.
+
+    Raises:
+      InputError: of `open_tokenizer`, the batch size is not positive, or there are too many codes.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size} must be at least 1")
+    tokenizer = open_tokenizer(name)
+    if tokenizer.codebook_size > 2**16:
+        raise InputError(
+            f"{name} has {tokenizer.codebook_size} codes; at most {2**16} can be stored"
+        )
+    return tokenizer, TokenizerId(name, weights_hash(tokenizer.params), tokenizer.codebook_size)
 
 
 def _image_paths(folder: Path) -> list[Path]:

@@ -9,12 +9,12 @@ import numpy as np
 
 from llamagen_jax.data import transforms
 from llamagen_jax.data.prepare.extract import Extraction, starting_programs
-from llamagen_jax.data.records import Manifest, TokenizerId
+from llamagen_jax.data.prepare.folders import open_discrete
+from llamagen_jax.data.records import Manifest
 from llamagen_jax.data.sources import SOURCES, open_source
 from llamagen_jax.errors import InputError
-from llamagen_jax.image_tokenizer import encoder, on_all_devices, open_tokenizer
-from llamagen_jax.models.vqgan import VQGAN
-from llamagen_jax.weights.export import weights_hash
+from llamagen_jax.image_tokenizer import ModelTokenizer, code_grid, on_all_devices
+from llamagen_jax.images import from_uint8
 
 
 def codes_extraction(
@@ -48,10 +48,10 @@ def codes_extraction(
       InputError: a path, size or model is wrong.
     """
     crop_range = _crop_range(crops, crop_range)
-    model, params = open_tokenizer(tokenizer, batch_size=batch_size, image_size=image_size)
+    opened, made_by = open_discrete(tokenizer, batch_size)
+    rows, columns = code_grid(opened, image_size)
     batch_size += -batch_size % jax.device_count()
-    c, source = model.config, open_source(kind, location)
-    made_by = TokenizerId(tokenizer, weights_hash(params), c.codebook_size)
+    source = open_source(kind, location)
     return Extraction(
         source=source,
         load=functools.partial(
@@ -61,7 +61,7 @@ def codes_extraction(
             crop_range=crop_range,
             skip_small=skip_small,
         ),
-        run=_encode_crops(model, params, batch_size),
+        run=_encode_crops(opened, batch_size),
         settings={
             "source": kind,
             "location": location,
@@ -76,7 +76,7 @@ def codes_extraction(
             image_size=image_size,
             class_names=source.class_names,
             tokenizer=made_by,
-            code_shape=(transforms.CODE_CROPS[crops], (image_size // c.downsampling) ** 2),
+            code_shape=(transforms.CODE_CROPS[crops], rows * columns),
             crops=crops,
             crop_range=crop_range,
         ),
@@ -114,10 +114,10 @@ def _load_crops(
 
 
 def _encode_crops(
-    model: VQGAN, params: dict, batch_size: int
+    tokenizer: ModelTokenizer, batch_size: int
 ) -> Callable[[list[tuple[np.ndarray, dict]]], list[dict]]:
     """Makes records of up to `batch_size` pairs of `_load_crops`."""
-    encode = on_all_devices(encoder(model), params)
+    encode = on_all_devices(lambda t, images: t.encode(from_uint8(images)), tokenizer)
 
     def run(examples: list[tuple[np.ndarray, dict]]) -> list[dict]:
         arrays, kept = zip(*examples, strict=True)

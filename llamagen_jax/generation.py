@@ -1,0 +1,179 @@
+"""From a generator, its tokenizer and its text encoder to images: what commands and previews call.
+
+Axes: B samples, N conditions, L codes, T condition tokens, H W pixels.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from llamagen_jax import sharding, zoo
+from llamagen_jax.classes import find_class, imagenet_names
+from llamagen_jax.errors import InputError
+from llamagen_jax.image_tokenizer import ImageTokenizer, open_tokenizer
+from llamagen_jax.images import resize, to_uint8
+from llamagen_jax.models.llama import Llama, LlamaConfig
+from llamagen_jax.sampling.generate import generate
+from llamagen_jax.sampling.settings import SamplingSettings
+from llamagen_jax.text.prompts import encode_prompts
+from llamagen_jax.weights import export
+
+# Where a caller leaves them open, by the generator's condition; for text the original's settings.
+_DEFAULTS = {"class": {}, "text": {"guidance_scale": 7.5, "top_k": 1000}}
+
+
+class Samples(NamedTuple):
+    """Codes, int32 [B, L], and the uint8 images [B, H, W, 3] that they decode to."""
+
+    codes: np.ndarray
+    images: np.ndarray
+
+
+def generate_images(
+    model: Llama,
+    params: dict,
+    tokenizer: ImageTokenizer,
+    condition: jax.Array | np.ndarray,
+    settings: SamplingSettings,
+    *,
+    size: int | None = None,
+    **rows: jax.Array | np.ndarray | None,
+) -> Samples:
+    """Samples and decodes one batch, on the devices where the parameters are.
+
+    Args:
+      model, params, condition: of `generate`.
+      tokenizer: that the generator was trained with, as a pytree.
+      size: side in pixels to resize the images to as for the published FIDs; None leaves them.
+      **rows: `condition_mask` and `sample_ids` of `generate`.
+    """
+    codes = generate(model, params, condition, settings=settings, **rows)
+    images = _decode(model.config.grid, size, tokenizer, codes)
+    return Samples(sharding.fetch(codes), to_uint8(sharding.fetch(images)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode(grid: tuple[int, int], size: int | None, tokenizer: ImageTokenizer, codes: jax.Array):
+    images = tokenizer.decode(codes.reshape(-1, *grid))
+    return resize(images, size) if size else images
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageGenerator:
+    """A generator with all it needs to make images, its weights on every device.
+
+    Attributes:
+      name: of the generator, as it was given.
+      model, params: the transformer.
+      tokenizer: turns its codes into pixels.
+      text_encoder: folder of the T5 that reads prompts for it; None for classes.
+      class_names: by label; () where they are not known.
+    """
+
+    name: str
+    model: Llama
+    params: dict
+    tokenizer: ImageTokenizer
+    text_encoder: str | None
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, name: str, tokenizer: str, text_encoder: str | None = None) -> "ImageGenerator":
+        """Opens what `zoo.load` finds under these names or paths.
+
+        Raises:
+          InputError: a model is missing, damaged or of another kind, or the two do not fit.
+        """
+        model, params = zoo.load(name)
+        if not isinstance(model, Llama):
+            raise InputError(f"{name} is a {zoo.describe(model.config)}; expected a transformer")
+        opened = open_tokenizer(tokenizer)
+        _check_fit(name, model.config, tokenizer, opened)
+        class_names = tuple(recorded(name).get("class_names", ()))
+        if not class_names and model.config.num_classes == 1000:
+            class_names = imagenet_names()
+        mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+        params, opened = jax.device_put((params, opened), jax.NamedSharding(mesh, jax.P()))
+        return cls(name, model, params, opened, text_encoder, class_names)
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.model.config
+
+    def settings(self, **fields: Any) -> SamplingSettings:
+        """Settings with those fields that are not None, and else what suits the condition."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        return SamplingSettings(**(_DEFAULTS[self.config.condition] | given))
+
+    def labels(self, wanted: Sequence[str]) -> np.ndarray:
+        """Labels, int32 [N], of class numbers or names; InputError where one is none."""
+        find = functools.partial(
+            find_class, names=self.class_names, num_classes=self.config.num_classes
+        )
+        return np.array([find(text) for text in wanted], np.int32)
+
+    def read(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """What `sample` takes for prompts; opens the text encoder, see `encode_prompts`."""
+        if self.text_encoder is None:
+            raise InputError(f"{self.name} needs a text encoder, the T5 it was trained with")
+        return encode_prompts(self.text_encoder, self.config, prompts)
+
+    def sample(
+        self,
+        conditions: Mapping[str, np.ndarray],
+        settings: SamplingSettings,
+        *,
+        count: int = 1,
+        batch_size: int = 32,
+        size: int | None = None,
+    ) -> Iterator[Samples]:
+        """Yields `count` images of each condition in turn, a batch at a time.
+
+        Image number i is of condition i // count and has sample id i, so it depends neither on the
+        batch size nor on the devices.
+
+        Args:
+          conditions: "condition" and, for text, "condition_mask": [N, ...], what `generate` takes.
+          batch_size: rounded up to a multiple of the number of devices.
+          size: of `generate_images`.
+        """
+        mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+        total = len(conditions["condition"]) * count
+        devices = jax.device_count()
+        batch_size = -(-min(batch_size, total) // devices) * devices
+        for start in range(0, total, batch_size):
+            # The last batch wraps around, so that every batch runs the same compiled program.
+            ids = np.arange(start, start + batch_size) % total
+            rows = {name: array[ids // count] for name, array in conditions.items()}
+            batch = sharding.put_batch({"sample_ids": ids, **rows}, mesh)
+            samples = generate_images(
+                self.model, self.params, self.tokenizer, settings=settings, size=size, **batch
+            )
+            yield Samples(*(rows[: total - start] for rows in samples))
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """What a generator's folder says beside its sizes, such as its tokenizer; {} for a file."""
+    return export.read_config(name) if (Path(name) / "config.json").exists() else {}
+
+
+def _check_fit(
+    name: str, config: LlamaConfig, tokenizer_name: str, tokenizer: ImageTokenizer
+) -> None:
+    if tokenizer.codebook_size != config.vocab_size:
+        raise InputError(
+            f"the tokenizer {tokenizer_name} has {tokenizer.codebook_size} codes but the "
+            f"generator {config.vocab_size}; name the tokenizer it was trained with"
+        )
+    published, (rows, _) = Path(name).stem, config.grid
+    size = rows * tokenizer.downsampling
+    if published in zoo.PUBLISHED and not published.endswith(f"_{size}"):
+        raise InputError(
+            f"the generator {name} with the tokenizer {tokenizer_name} makes images of {size} px, "
+            "unlike its name; name the tokenizer it was trained with"
+        )

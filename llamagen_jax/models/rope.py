@@ -1,0 +1,49 @@
+"""Rotary positions in two dimensions.
+
+Axes: B batch, Q queried positions, S = T + L positions, H heads, Dh head width.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def rope_table(
+    grid: tuple[int, int],
+    head_dim: int,
+    *,
+    base: float,
+    condition_length: int,
+    condition_rope: str,
+) -> Float[Array, "S half 2"]:
+    """2-D rotary table: (cos, sin) of every pair of a head, float32 [S, Dh/2, 2].
+
+    The first half of the pairs turns with the code's row, the second with its column, each at
+    frequencies base ** (-2i / (Dh/2)).
+
+    Args:
+      grid: rows and columns of the codes, which are read row by row.
+      head_dim: Dh.
+      base: of the frequencies.
+      condition_length: T, positions that come before the codes.
+      condition_rope: of those, "zero" for (0, 0) as in the original or "identity" for (1, 0).
+    """
+    half = head_dim // 2
+    frequencies = base ** (-np.arange(0, half, 2) / half)
+    row, column = np.indices(grid).reshape(2, -1)
+    angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1)
+    codes = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    condition = np.zeros((condition_length, half, 2))
+    condition[..., 0] = condition_rope == "identity"
+    return jnp.asarray(np.concatenate([condition, codes]), jnp.float32)
+
+
+def rotate(
+    x: Float[Array, "B Q H Dh"], cos_sin: Float[Array, "#B Q half 2"]
+) -> Float[Array, "B Q H Dh"]:
+    """Turns the pairs (2i, 2i+1) of x by their rows of `rope_table`, in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    cos, sin = cos_sin[:, :, None, :, 0], cos_sin[:, :, None, :, 1]
+    first = pairs[..., 0] * cos - pairs[..., 1] * sin
+    second = pairs[..., 1] * cos + pairs[..., 0] * sin
+    return jnp.stack([first, second], axis=-1).reshape(x.shape).astype(x.dtype)
