@@ -10,6 +10,7 @@ from llamagen_jax import sharding, zoo
 from llamagen_jax.errors import InputError
 from llamagen_jax.images import from_uint8
 from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.weights import kinds
 
 
 def open_tokenizer(
@@ -19,8 +20,8 @@ def open_tokenizer(
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} must be at least 1")
     model, params = zoo.load(name)
-    if not isinstance(model, VQGAN):
-        raise InputError(f"{name} is a {zoo.describe(model.config)}; expected a tokenizer")
+    if kinds.kind_of(model.config).role != "tokenizer":
+        raise InputError(f"{name} is a {kinds.describe(model.config)}; expected a tokenizer")
     c = model.config
     if image_size is not None and (image_size < 1 or image_size % c.downsampling):
         raise InputError(

@@ -24,6 +24,7 @@ from llamagen_jax.files import staged
 from llamagen_jax.images import captioned_grid, grid, resize, save_png, to_uint8
 from llamagen_jax.text.prompts import check_prompts, encode_prompts, read_prompts
 from llamagen_jax.weights import export
+from llamagen_jax.weights.kinds import describe, kind_of
 
 # What None means, by the generator's condition; for text the original's settings.
 _DEFAULTS = {
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts
     if prompts is not None:
         check_prompts(prompts, args.prompt_file or "--prompts")
-    generator = _load("--generator", args.generator, "transformer")
+    generator = _load("--generator", args.generator, "generator")
     tokenizer = _load("--tokenizer", tokenizer_path, "tokenizer")
     config = generator[0].config
     _check_fit(args.generator, config, tokenizer_path, tokenizer[0].config)
@@ -147,11 +148,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(option: str, name_or_path: str, expected: str):
+def _load(option: str, name_or_path: str, role: str):
     model, params = lg.load(name_or_path)
-    found = zoo.describe(model.config)
-    if not found.endswith(expected):
-        raise InputError(f"{option} {name_or_path} is a {found}; expected a {expected}")
+    if kind_of(model.config).role != role:
+        expected = {"generator": "transformer", "tokenizer": "tokenizer"}[role]
+        raise InputError(
+            f"{option} {name_or_path} is a {describe(model.config)}; expected a {expected}"
+        )
     return model, params
 
 
@@ -165,7 +168,7 @@ def _check_fit(
         )
     name = Path(generator).stem
     size = config.grid_size * tokenizer_config.downsampling
-    if name in zoo.PUBLISHED and not name.endswith(f"_{size}"):
+    if name in zoo.PUBLISHED and zoo.PUBLISHED[name].resolution != size:
         raise InputError(
             f"the generator {generator} with the tokenizer {tokenizer} makes images of {size} px, "
             "unlike its name; name the tokenizer it was trained with"
@@ -181,13 +184,13 @@ def _check_condition(
         if getattr(args, name) is not None:
             raise InputError(
                 f"--{name.replace('_', '-')} does not fit the generator {args.generator}, "
-                f"which is a {zoo.describe(config)}"
+                f"which is a {describe(config)}"
             )
     if config.condition == "text":
         if args.prompts is None and args.prompt_file is None:
             raise InputError(
                 f"give --prompts or --prompt-file: the generator {args.generator} is a "
-                f"{zoo.describe(config)}"
+                f"{describe(config)}"
             )
         if not text_encoder:
             raise InputError("give --text-encoder, the T5 that the generator was trained with")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llamagen_jax import convert
+from llamagen_jax.weights.mapping import from_torch, layout_of
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -26,12 +26,12 @@ def tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def state_dict(config) -> dict[str, np.ndarray]:
     """Formula weights of a whole model, by the original's names."""
-    return {name: tensor(name, shape) for name, shape in convert.tensor_shapes(config).items()}
+    return {name: tensor(name, shape) for name, shape in layout_of(config).tensor_shapes.items()}
 
 
 def params(config) -> dict:
     """Formula weights of a whole model as its parameters."""
-    return convert.from_torch(state_dict(config), config)
+    return from_torch(state_dict(config), config)
 
 
 def load(name: str) -> tuple[dict[str, np.ndarray], dict]:

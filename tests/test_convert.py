@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 
 import llamagen_jax as lg
-from llamagen_jax import convert, zoo
+from llamagen_jax import convert
+from llamagen_jax.convert.__main__ import main
 from llamagen_jax.errors import InputError
-from llamagen_jax.weights import export
+from llamagen_jax.weights import torch_files
+from llamagen_jax.weights.mapping import layout_of
+from llamagen_jax.weights.shapes import param_shapes
+from llamagen_jax.weights.torch_files import Tensor, read_torch, write_safetensors
 
 CLASS = lg.LlamaConfig(dim=16, n_layers=2, n_heads=2, vocab_size=32, num_classes=3)
 TEXT = dataclasses.replace(CLASS, condition="text", condition_length=5, caption_dim=12)
@@ -28,16 +32,14 @@ TOKENIZER = lg.VQGANConfig(
 )
 
 
-def write_safetensors(path, tensors):
-    export.write_tensors(
-        path, {n: export.Tensor(t.shape, t.dtype, [t]) for n, t in tensors.items()}
-    )
+def write_file(path, tensors):
+    write_safetensors(path, {name: Tensor.of(tensor) for name, tensor in tensors.items()})
     return path
 
 
 def run(monkeypatch, *args):
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, args)])
-    convert.main()
+    main()
 
 
 def assert_same(found, expected):
@@ -55,7 +57,7 @@ def test_names_and_shapes_are_those_of_the_inventory(key):
         config = dataclasses.replace(config, grid_size=int(rest[1]) // 16, **condition)
     tensors = golden_weights.inventory()[key]["tensors"]
     tensors.pop("quantize.codebook_used", None)
-    assert convert.tensor_shapes(config) == {name: tuple(s) for name, s in tensors.items()}
+    assert layout_of(config).tensor_shapes == {name: tuple(s) for name, s in tensors.items()}
 
 
 @pytest.mark.parametrize("condition", ["class", "text"])
@@ -134,7 +136,7 @@ def test_one_error_lists_every_mismatch():
 def save_torch(path, config, wrap=lambda state: state, dtype=np.float32):
     torch = pytest.importorskip("torch")
     state = {
-        name: convert._from_numpy(torch, tensor.astype(dtype))
+        name: torch_files._from_numpy(torch, tensor.astype(dtype))
         for name, tensor in golden_weights.state_dict(config).items()
     }
     torch.save(wrap(state), path)
@@ -151,7 +153,7 @@ def test_checkpoints_of_every_layout(tmp_path, key):
             return state
         return {key: state, "steps": 3, "args": argparse.Namespace(lr=1e-4, model="GPT-B")}
 
-    tensors, taken = convert.read_torch(save_torch(tmp_path / "a.pt", CLASS, wrap))
+    tensors, taken = read_torch(save_torch(tmp_path / "a.pt", CLASS, wrap))
     assert taken == key
     assert_same(tensors, golden_weights.state_dict(CLASS))
 
@@ -163,10 +165,10 @@ def test_the_moving_average_is_taken_when_asked_for(tmp_path):
     path = save_torch(tmp_path / "a.pth", CLASS, wrap)
     weights = golden_weights.state_dict(CLASS)
     for ema, expected in ((False, "model"), (True, "ema")):
-        tensors, taken = convert.read_torch(path, ema)
+        tensors, taken = read_torch(path, ema)
         assert taken == expected
         assert_same(tensors, {name: weight + np.float32(ema) for name, weight in weights.items()})
-    tensors, taken = convert.read_torch(save_torch(tmp_path / "b.pt", CLASS), ema=True)
+    tensors, taken = read_torch(save_torch(tmp_path / "b.pt", CLASS), ema=True)
     assert taken is None
 
 
@@ -187,21 +189,21 @@ def test_the_command_converts_there_and_back(tmp_path, monkeypatch, capsys, conf
     assert "taking the weights under 'model'" in capsys.readouterr().out
     tensors = {n: t.astype(dtype) for n, t in golden_weights.state_dict(config).items()}
     model, params = lg.load(tmp_path / "export")
-    assert zoo.param_shapes(model.config) == zoo.param_shapes(config)
+    assert param_shapes(model.config) == param_shapes(config)
     assert_same(convert.to_torch(params, config), tensors)
     if config == TOKENIZER:
         tensors["quantize.codebook_used"] = np.zeros(65536, np.float32)
     for name in ("b.pt", "b.safetensors"):
         run(monkeypatch, tmp_path / "export", tmp_path / name)
-        assert_same(convert.read_torch(tmp_path / name)[0], tensors)
+        assert_same(read_torch(tmp_path / name)[0], tensors)
     run(monkeypatch, tmp_path / "b.safetensors", tmp_path / "c.pth", *heads)
-    assert_same(convert.read_torch(tmp_path / "c.pth")[0], tensors)
+    assert_same(read_torch(tmp_path / "c.pth")[0], tensors)
 
 
 def test_tensors_are_streamed(tmp_path, monkeypatch):
     config = dataclasses.replace(CLASS, dim=256, n_layers=8, num_classes=1000, vocab_size=4096)
-    zeros = {n: np.zeros(shape, np.float32) for n, shape in convert.tensor_shapes(config).items()}
-    path = write_safetensors(tmp_path / "a.safetensors", zeros)
+    zeros = {n: np.zeros(shape, np.float32) for n, shape in layout_of(config).tensor_shapes.items()}
+    path = write_file(tmp_path / "a.safetensors", zeros)
     del zeros
     for source, target in ((path, "export"), (tmp_path / "export", "b.safetensors")):
         tracemalloc.start()
@@ -255,7 +257,7 @@ def test_bad_files_are_one_clear_line(tmp_path, monkeypatch, make, message):
 
 
 def test_an_existing_target_is_kept(tmp_path, monkeypatch):
-    source = write_safetensors(tmp_path / "a.safetensors", golden_weights.state_dict(TOKENIZER))
+    source = write_file(tmp_path / "a.safetensors", golden_weights.state_dict(TOKENIZER))
     for name in ("folder", "b.safetensors"):
         run(monkeypatch, source, tmp_path / name)
         with pytest.raises(SystemExit, match=f"{name} exists"):
@@ -265,13 +267,11 @@ def test_an_existing_target_is_kept(tmp_path, monkeypatch):
 def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"pip install \"llamagen_jax\[convert\]\""):
-        convert.read_torch(tmp_path / "a.pt")
+        read_torch(tmp_path / "a.pt")
 
 
 def test_the_command_line(tmp_path):
-    source = write_safetensors(
-        tmp_path / "c2i_L_384.safetensors", golden_weights.state_dict(TOKENIZER)
-    )
+    source = write_file(tmp_path / "c2i_L_384.safetensors", golden_weights.state_dict(TOKENIZER))
     command = [sys.executable, "-m", "llamagen_jax.convert"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "--grid-size" in shown.stdout

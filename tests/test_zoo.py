@@ -16,6 +16,9 @@ import llamagen_jax as lg
 from llamagen_jax import checkpoint, zoo
 from llamagen_jax.errors import InputError
 from llamagen_jax.weights import export
+from llamagen_jax.weights.infer import infer_config
+from llamagen_jax.weights.shapes import param_shapes
+from llamagen_jax.weights.torch_files import Tensor, write_safetensors
 
 TINY = lg.LlamaConfig(dim=16, n_layers=2, n_heads=2, vocab_size=32, num_classes=3)
 TEXT = dataclasses.replace(TINY, condition="text", condition_length=4, caption_dim=8)
@@ -26,7 +29,7 @@ TINY_TOKENIZER = lg.VQGANConfig(
 
 
 def count(config):
-    shapes = zoo.param_shapes(config)
+    shapes = param_shapes(config)
     return sum(int(np.prod(shape)) for path, shape in shapes.items() if "null_features" not in path)
 
 
@@ -34,16 +37,15 @@ def count(config):
 def tiny(monkeypatch):
     """Stands in for the published c2i_B_256, so that its files are small."""
     monkeypatch.setitem(zoo.MODELS, "GPT-B", TINY)
-    monkeypatch.setitem(zoo.PUBLISHED, "c2i_B_256", TINY)
-    monkeypatch.setitem(zoo.PUBLISHED, "vq_ds16_c2i", TINY_TOKENIZER)
+    for name, config in {"c2i_B_256": TINY, "vq_ds16_c2i": TINY_TOKENIZER}.items():
+        record = dataclasses.replace(zoo.PUBLISHED[name], config=config)
+        monkeypatch.setitem(zoo.PUBLISHED, name, record)
     return golden_weights.params(TINY)
 
 
 def write_torch(path, config, **extra):
     tensors = golden_weights.state_dict(config) | extra
-    export.write_tensors(
-        path, {n: export.Tensor(t.shape, t.dtype, [t]) for n, t in tensors.items()}
-    )
+    write_safetensors(path, {name: Tensor.of(tensor) for name, tensor in tensors.items()})
     return path
 
 
@@ -83,7 +85,7 @@ def test_parameter_counts_of_the_inventory():
     }
     assert inventory.keys() == published.keys()
     for key, name in published.items():
-        assert count(zoo.PUBLISHED[name]) == inventory[key]["params"], name
+        assert count(zoo.PUBLISHED[name].config) == inventory[key]["params"], name
 
 
 @pytest.mark.parametrize("name", zoo.PUBLISHED)
@@ -180,8 +182,8 @@ def test_grouped_heads_and_ffn_width_are_inferred():
         dataclasses.replace(TEXT, num_classes=1000),
     ):
         tensors = golden_weights.state_dict(config)
-        inferred = zoo.infer_config(tensors, Path("file"), grid_size=16, n_heads=config.n_heads)
-        assert zoo.param_shapes(inferred) == zoo.param_shapes(config)
+        inferred = infer_config(tensors, Path("file"), grid_size=16, n_heads=config.n_heads)
+        assert param_shapes(inferred) == param_shapes(config)
         assert inferred == dataclasses.replace(config, multiple_of=inferred.multiple_of)
 
 
@@ -210,14 +212,14 @@ def test_files_that_do_not_tell_enough(tmp_path, tiny):
         lg.load(path)
     tensors = golden_weights.state_dict(dataclasses.replace(TINY, n_layers=3))
     with pytest.raises(InputError, match=r"unpublished size \(dim=16, n_layers=3\)"):
-        zoo.infer_config(tensors, path, grid_size=16)
+        infer_config(tensors, path, grid_size=16)
     with pytest.raises(InputError, match="impossible model: dim=16 must be n_heads=3"):
-        zoo.infer_config(tensors, path, grid_size=16, n_heads=3)
+        infer_config(tensors, path, grid_size=16, n_heads=3)
     del tensors["cls_embedding.embedding_table.weight"]
     with pytest.raises(InputError, match=r"no tensor 'cls_embedding\.embedding_table\.weight'"):
-        zoo.infer_config(tensors, path, grid_size=16)
+        infer_config(tensors, path, grid_size=16)
     with pytest.raises(InputError, match=r"neither a tokenizer nor a transformer .* such as norm"):
-        zoo.infer_config({"norm": np.zeros(3)}, path)
+        infer_config({"norm": np.zeros(3)}, path)
 
 
 def test_names_and_paths_that_lead_nowhere(tmp_path):

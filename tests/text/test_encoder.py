@@ -18,7 +18,8 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.models.t5 import T5Config
 from llamagen_jax.text.captions import clean
 from llamagen_jax.text.tokenizer import T5Tokenizer, tokenize_caption
-from llamagen_jax.weights import t5 as huggingface
+from llamagen_jax.weights import t5 as t5_weights
+from llamagen_jax.weights import torch_files
 
 pytest.importorskip("ftfy")
 sentencepiece_model_pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
@@ -142,7 +143,7 @@ def test_features_are_those_of_the_original_procedure(encoder, folder):
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
     model = transformers.T5EncoderModel(
-        transformers.T5Config(**huggingface.t5_config_fields(CONFIG))
+        transformers.T5Config(**t5_weights.config_fields(CONFIG))
     ).eval()
     state = {name: torch.from_numpy(t) for name, t in tiny.t5_tensors().items()}
     model.load_state_dict(state | {"encoder.embed_tokens.weight": state["shared.weight"]})
@@ -167,7 +168,7 @@ def test_features_are_those_of_the_original_procedure(encoder, folder):
 def test_every_layout_of_weights_loads(layout, folder, tmp_path):
     suffix, split = layout.split()
     tensors = tiny.t5_tensors()
-    expected = dict(huggingface.t5_params(tensors, CONFIG))
+    expected = dict(t5_weights.from_tensors(tensors, CONFIG))
     if split == "shards":  # whole T5s name the embedding twice, encoders once
         tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
     else:
@@ -191,7 +192,7 @@ def test_every_layout_of_weights_loads(layout, folder, tmp_path):
             write(shard, {name: t for name, t in tensors.items() if places[name] == shard})
         index = {"metadata": {"total_size": 1}, "weight_map": places}
         (tmp_path / f"{whole}.index.json").write_text(json.dumps(index))
-    params = dict(huggingface.t5_params(huggingface.open_weights(tmp_path), CONFIG))
+    params = dict(t5_weights.from_tensors(torch_files.open_folder(tmp_path), CONFIG))
     assert params.keys() == expected.keys()
     for path, leaf in expected.items():
         np.testing.assert_array_equal(params[path], leaf)
@@ -211,30 +212,30 @@ def test_names_and_shapes_of_published_encoders(config):
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
         model = transformers.T5EncoderModel(
-            transformers.T5Config(**huggingface.t5_config_fields(config))
+            transformers.T5Config(**t5_weights.config_fields(config))
         )
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     assert expected.pop("encoder.embed_tokens.weight") == expected["shared.weight"]
-    assert huggingface.t5_tensor_shapes(config) == expected
-    shapes = flatten_dict(huggingface.t5_shapes(config)).values()
+    assert t5_weights.layout(config).tensor_shapes == expected
+    shapes = flatten_dict(t5_weights.abstract_params(config)).values()
     assert sum(leaf.size for leaf in shapes) == sum(p.numel() for p in model.parameters())
 
 
 def test_parameters_come_one_at_a_time_in_the_wanted_dtype():
-    leaves = huggingface.t5_params(tiny.t5_tensors(), CONFIG, "bfloat16")
+    leaves = t5_weights.from_tensors(tiny.t5_tensors(), CONFIG, "bfloat16")
     path, first = next(leaves)
     assert path.count("/") and first.dtype == jnp.bfloat16
     reference = weakref.ref(first)
     del first
     next(leaves)
     assert reference() is None
-    assert len(list(leaves)) == len(flatten_dict(huggingface.t5_shapes(CONFIG))) - 2
+    assert len(list(leaves)) == len(flatten_dict(t5_weights.abstract_params(CONFIG))) - 2
 
 
 def test_parameters_and_tensors_are_each_others_inverse():
     tensors = tiny.t5_tensors()
-    params = unflatten_dict(dict(huggingface.t5_params(tensors, CONFIG)), sep="/")
-    back = huggingface.t5_tensors(params, CONFIG)
+    params = unflatten_dict(dict(t5_weights.from_tensors(tensors, CONFIG)), sep="/")
+    back = t5_weights.to_tensors(params, CONFIG)
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor)
@@ -246,7 +247,7 @@ def test_tensors_that_do_not_fit_are_all_named():
     tensors["encoder.final_layer_norm.weight"] = np.ones(3, np.float32)
     tensors["encoder.block.2.layer.0.layer_norm.weight"] = np.ones(16, np.float32)
     with pytest.raises(InputError) as error:
-        huggingface.t5_params(tensors, CONFIG)
+        t5_weights.from_tensors(tensors, CONFIG)
     for problem in (
         "missing: encoder.block.1.layer.0.SelfAttention.q.weight",
         "unexpected: encoder.block.2.layer.0.layer_norm.weight",
@@ -261,7 +262,7 @@ def _without(name):
 
 def _config(**changes):
     def change(folder):
-        fields = huggingface.t5_config_fields(CONFIG) | changes
+        fields = t5_weights.config_fields(CONFIG) | changes
         kept = {key: value for key, value in fields.items() if value is not None}
         (folder / "config.json").write_text(json.dumps(kept))
 

@@ -14,7 +14,7 @@ from llamagen_jax.data.sources import SOURCES, open_source
 from llamagen_jax.errors import InputError
 from llamagen_jax.image_tokenizer import encoder, on_all_devices, open_tokenizer
 from llamagen_jax.models.vqgan import VQGAN
-from llamagen_jax.weights.export import weights_hash
+from llamagen_jax.weights.integrity import weights_hash
 
 
 def codes_extraction(
