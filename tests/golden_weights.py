@@ -9,7 +9,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from llamagen_jax.weights import torch_files
 from llamagen_jax.weights.mapping import from_torch, layout_of
 
 FOLDER = Path(__file__).parent / "golden"
@@ -32,6 +34,17 @@ def state_dict(config) -> dict[str, np.ndarray]:
 def params(config) -> dict:
     """Formula weights of a whole model as its parameters."""
     return from_torch(state_dict(config), config)
+
+
+def save_torch(path: Path, config, wrap=lambda state: state, dtype=np.float32) -> Path:
+    """Formula weights of a whole model in a .pt or .pth file, its state dict changed by `wrap`."""
+    torch = pytest.importorskip("torch")
+    state = {
+        name: torch_files._from_numpy(torch, tensor.astype(dtype))
+        for name, tensor in state_dict(config).items()
+    }
+    torch.save(wrap(state), path)
+    return path
 
 
 def load(name: str) -> tuple[dict[str, np.ndarray], dict]:

@@ -1,6 +1,5 @@
 """Weights of the original to parameters and back, and the command that converts files."""
 
-import argparse
 import dataclasses
 import os
 import pickle
@@ -10,16 +9,14 @@ import tracemalloc
 import zipfile
 
 import golden_weights
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_weights import save_torch
 
 import llamagen_jax as lg
 from llamagen_jax import convert
 from llamagen_jax.convert.__main__ import main
-from llamagen_jax.errors import InputError
-from llamagen_jax.weights import torch_files
 from llamagen_jax.weights.mapping import layout_of
 from llamagen_jax.weights.shapes import param_shapes
 from llamagen_jax.weights.torch_files import Tensor, read_torch, write_safetensors
@@ -46,130 +43,6 @@ def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, strict=True, err_msg=name)
-
-
-@pytest.mark.parametrize("key", golden_weights.inventory())
-def test_names_and_shapes_are_those_of_the_inventory(key):
-    size, *rest = key.split("/")
-    config = lg.MODELS[size]
-    if rest:
-        condition = {"c2i": {}, "t2i": {"condition": "text", "condition_length": 120}}[rest[0]]
-        config = dataclasses.replace(config, grid_size=int(rest[1]) // 16, **condition)
-    tensors = golden_weights.inventory()[key]["tensors"]
-    tensors.pop("quantize.codebook_used", None)
-    assert layout_of(config).tensor_shapes == {name: tuple(s) for name, s in tensors.items()}
-
-
-@pytest.mark.parametrize("condition", ["class", "text"])
-@pytest.mark.parametrize("size", [name for name in lg.MODELS if name.startswith("GPT")])
-def test_round_trip_of_every_depth_and_head_count(size, condition):
-    config = dataclasses.replace(
-        TEXT if condition == "text" else CLASS,
-        n_layers=lg.MODELS[size].n_layers,
-        n_heads=lg.MODELS[size].n_heads,
-        dim=4 * lg.MODELS[size].n_heads,
-        multiple_of=8,
-    )
-    tensors = golden_weights.state_dict(config)
-    params = convert.from_torch(tensors, config)
-    assert_same(convert.to_torch(params, config), tensors)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        GROUPED,
-        dataclasses.replace(lg.MODELS["VQ-16"], base_channels=32),
-        dataclasses.replace(lg.MODELS["VQ-8"], base_channels=32),
-    ],
-)
-def test_round_trip(config):
-    tensors = golden_weights.state_dict(config)
-    assert_same(convert.to_torch(convert.from_torch(tensors, config), config), tensors)
-
-
-def test_parameters_apply_and_keep_their_dtype():
-    tensors = {n: t.astype(jnp.bfloat16) for n, t in golden_weights.state_dict(CLASS).items()}
-    params = convert.from_torch(tensors, CLASS)
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(jnp.bfloat16)}
-    logits = lg.Llama(CLASS).apply({"params": params}, jnp.zeros((1, 4), int), jnp.zeros(1, int))
-    assert logits.dtype == jnp.float32
-    back = convert.to_torch(jax.tree.map(jnp.asarray, params), CLASS)
-    assert_same(back, tensors)
-
-
-def test_buffers_of_the_original_are_left_out():
-    buffers = {
-        CLASS: ["freqs_cis", "causal_mask", "layers.1.attention.kv_cache.k_cache"],
-        TOKENIZER: ["quantize.codebook_used"],
-    }
-    for config, names in buffers.items():
-        tensors = golden_weights.state_dict(config)
-        params = convert.from_torch(tensors | dict.fromkeys(names, np.zeros(3)), config)
-        assert_same(convert.to_torch(params, config), tensors)
-
-
-def test_one_error_lists_every_mismatch():
-    tensors = golden_weights.state_dict(CLASS)
-    del tensors["norm.weight"], tensors["layers.1.attention.wqkv.weight"]
-    tensors["layers.2.ffn_norm.weight"] = tensors["stray"] = np.zeros(4)
-    tensors["output.weight"] = np.zeros((32, 17))
-    with pytest.raises(InputError) as error:
-        convert.from_torch(tensors, CLASS)
-    assert str(error.value) == (
-        "tensors do not fit a class-conditional transformer: "
-        "missing: layers.1.attention.wqkv.weight, norm.weight; "
-        "unexpected: layers.2.ffn_norm.weight, stray; "
-        "wrong shape: output.weight [32, 17] instead of [32, 16]"
-    )
-    params = golden_weights.params(CLASS)
-    params["norm"] = {"bias": np.zeros(16)}
-    params["output"] = params["output"].T
-    with pytest.raises(InputError) as error:
-        convert.to_torch(params, CLASS)
-    assert str(error.value) == (
-        "parameters do not fit a class-conditional transformer: missing: norm/scale; "
-        "unexpected: norm/bias; wrong shape: output [32, 16] instead of [16, 32]"
-    )
-
-
-def save_torch(path, config, wrap=lambda state: state, dtype=np.float32):
-    torch = pytest.importorskip("torch")
-    state = {
-        name: torch_files._from_numpy(torch, tensor.astype(dtype))
-        for name, tensor in golden_weights.state_dict(config).items()
-    }
-    torch.save(wrap(state), path)
-    return path
-
-
-@pytest.mark.parametrize("key", [None, "model", "module", "state_dict", "ema"])
-def test_checkpoints_of_every_layout(tmp_path, key):
-    torch = pytest.importorskip("torch")
-
-    def wrap(state):
-        state["output.weight"] = torch.nn.Parameter(state["output.weight"])
-        if key is None:
-            return state
-        return {key: state, "steps": 3, "args": argparse.Namespace(lr=1e-4, model="GPT-B")}
-
-    tensors, taken = read_torch(save_torch(tmp_path / "a.pt", CLASS, wrap))
-    assert taken == key
-    assert_same(tensors, golden_weights.state_dict(CLASS))
-
-
-def test_the_moving_average_is_taken_when_asked_for(tmp_path):
-    def wrap(state):
-        return {"model": state, "ema": {name: tensor + 1 for name, tensor in state.items()}}
-
-    path = save_torch(tmp_path / "a.pth", CLASS, wrap)
-    weights = golden_weights.state_dict(CLASS)
-    for ema, expected in ((False, "model"), (True, "ema")):
-        tensors, taken = read_torch(path, ema)
-        assert taken == expected
-        assert_same(tensors, {name: weight + np.float32(ema) for name, weight in weights.items()})
-    tensors, taken = read_torch(save_torch(tmp_path / "b.pt", CLASS), ema=True)
-    assert taken is None
 
 
 @pytest.mark.parametrize(
@@ -238,8 +111,14 @@ def bad_files():
     )
     yield code, r"holds pickled code \(posix\.mkdir\), which is never run"
     yield archive, "is a damaged PyTorch checkpoint"
-    yield lambda path: save_torch(path, CLASS, lambda s: [*s]), "holds a list; expected a state"
-    yield lambda path: save_torch(path, CLASS, lambda s: s | {"lr": 1}), "holds lr, not tensors"
+    yield (
+        lambda path: save_torch(path, CLASS, lambda s: [*s]),
+        "holds a list; expected a state",
+    )
+    yield (
+        lambda path: save_torch(path, CLASS, lambda s: s | {"lr": 1}),
+        "holds lr, not tensors",
+    )
     yield lambda path: None, "does not exist"
 
 
@@ -262,12 +141,6 @@ def test_an_existing_target_is_kept(tmp_path, monkeypatch):
         run(monkeypatch, source, tmp_path / name)
         with pytest.raises(SystemExit, match=f"{name} exists"):
             run(monkeypatch, source, tmp_path / name)
-
-
-def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InputError, match=r"pip install \"llamagen_jax\[convert\]\""):
-        read_torch(tmp_path / "a.pt")
 
 
 def test_the_command_line(tmp_path):

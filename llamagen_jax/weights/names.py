@@ -51,7 +51,7 @@ class NameTable:
         raise KeyError(path)
 
     def axes(self, path: str, rank: int) -> tuple[int, ...]:
-        """Axes that turn the tensor into the parameter `path`, of `rank` axes without the layers'."""
+        """Axes that turn the tensor into the parameter `path`, of `rank` axes without layers."""
         if path.endswith("/kernel") or path in self.kernels:
             return (*range(2, rank), 1, 0)
         return tuple(range(rank))

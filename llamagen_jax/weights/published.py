@@ -23,6 +23,19 @@ MODELS: dict[str, Config] = {
     "GPT-7B": LlamaConfig(n_layers=32, n_heads=32, dim=4096),
 }
 
+_README = "README of github.com/FoundationVision/LlamaGen"
+_PAPER = "arXiv 2406.06525"
+# As published; that of GPT-XL leaves out the layers that read captions.
+_PARAMETERS = {
+    "VQ-16": 72_000_000,
+    "VQ-8": 70_000_000,
+    "GPT-B": 111_000_000,
+    "GPT-L": 343_000_000,
+    "GPT-XL": 775_000_000,
+    "GPT-XXL": 1_400_000_000,
+    "GPT-3B": 3_100_000_000,
+}
+
 # Fields that leave the weights and their meaning alone.
 _TRAINING_FIELDS = {
     "dtype",
@@ -38,30 +51,32 @@ _TRAINING_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A released model; figures are the original's, and None or empty where none is published.
+    """A released model; figures are the original's, and None or empty where there is none.
 
     Attributes:
       config: of the model.
       repository: on the Hugging Face Hub.
       file: its weights there.
+      parameters: their number, rounded.
+      source: where the figures are from.
       resolution: side in pixels of the images that a generator makes; None for a tokenizer.
       training_data: what a generator of captions was trained on.
       fid: of samples of ImageNet classes, resized to 256 px.
       guidance_scale: of those samples, which top-k and top-p leave alone, at temperature 1.
       rfid: FID of reconstructions of the ImageNet validation set at 256 px, by the resolution that
         they were made at.
-      source: where the figures are from.
     """
 
     config: Config
     repository: str
     file: str
+    parameters: int
+    source: str
     resolution: int | None = None
     training_data: str | None = None
     fid: float | None = None
     guidance_scale: float | None = None
     rfid: Mapping[int, float] = dataclasses.field(default_factory=dict)
-    source: str | None = None
 
 
 def _class_generator(
@@ -71,11 +86,11 @@ def _class_generator(
         config=dataclasses.replace(MODELS[size], grid_size=resolution // 16),
         repository="FoundationVision/LlamaGen",
         file=file,
+        parameters=_PARAMETERS[size],
         resolution=resolution,
         fid=fid,
         guidance_scale=guidance_scale,
-        source="FID: README of github.com/FoundationVision/LlamaGen; guidance scale: "
-        "arXiv 2406.06525, tables 6, 8, 9 and 10",
+        source=f"{_README}; guidance scale: {_PAPER}, tables 6, 8, 9 and 10",
     )
 
 
@@ -86,25 +101,30 @@ def _text_generator(size: str, resolution: int, file: str, training_data: str) -
         ),
         repository="peizesun/llamagen_t2i",
         file=file,
+        parameters=_PARAMETERS[size],
         resolution=resolution,
         training_data=training_data,
+        source=_README,
     )
 
 
-def _tokenizer(size: str, file: str, rfid: Mapping[int, float]) -> Published:
+def _tokenizer(
+    size: str, file: str, rfid: Mapping[int, float], repository: str = "FoundationVision/LlamaGen"
+) -> Published:
     return Published(
         config=MODELS[size],
-        repository="FoundationVision/LlamaGen",
+        repository=repository,
         file=file,
+        parameters=_PARAMETERS[size],
         rfid=rfid,
-        source="README of github.com/FoundationVision/LlamaGen; arXiv 2406.06525, table 3",
+        source=f"{_README}; rFID also: {_PAPER}, table 3" if rfid else _README,
     )
 
 
 PUBLISHED = {
     "vq_ds16_c2i": _tokenizer("VQ-16", "vq_ds16_c2i.pt", {256: 2.19, 384: 0.94, 512: 0.70}),
     "vq_ds8_c2i": _tokenizer("VQ-8", "vq_ds8_c2i.pt", {256: 0.59}),
-    "vq_ds16_t2i": Published(MODELS["VQ-16"], "peizesun/llamagen_t2i", "vq_ds16_t2i.pt"),
+    "vq_ds16_t2i": _tokenizer("VQ-16", "vq_ds16_t2i.pt", {}, repository="peizesun/llamagen_t2i"),
     "c2i_B_256": _class_generator("GPT-B", 256, "c2i_B_256.pt", 5.46, 2.00),
     "c2i_B_384": _class_generator("GPT-B", 384, "c2i_B_384.pt", 6.09, 2.25),
     "c2i_L_256": _class_generator("GPT-L", 256, "c2i_L_256.pt", 3.80, 1.75),

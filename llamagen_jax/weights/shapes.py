@@ -27,7 +27,8 @@ def abstract_params(module: nn.Module, *inputs: jax.Array) -> dict[str, Any]:
 
 def flat_shapes(params: Mapping[str, Any]) -> Shapes:
     """Shapes of nested arrays or ShapeDtypeStructs by '/'-joined path."""
-    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(params, sep="/").items()}
+    leaves: dict[str, Any] = flatten_dict(params, sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def check_shapes(found: Shapes, expected: Shapes, what: str) -> None:
