@@ -16,12 +16,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-import llamagen_jax as lg
 from llamagen_jax import sharding, zoo
 from llamagen_jax.classes import find_class, imagenet_names
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.files import staged
 from llamagen_jax.images import captioned_grid, grid, resize, save_png, to_uint8
+from llamagen_jax.models.llama import LlamaConfig
+from llamagen_jax.models.vqgan import VQGANConfig
+from llamagen_jax.sampling import generate
 from llamagen_jax.text.prompts import check_prompts, encode_prompts, read_prompts
 from llamagen_jax.weights import export
 from llamagen_jax.weights.kinds import describe, kind_of
@@ -149,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(option: str, name_or_path: str, role: str):
-    model, params = lg.load(name_or_path)
+    model, params = zoo.load(name_or_path)
     if kind_of(model.config).role != role:
         expected = {"generator": "transformer", "tokenizer": "tokenizer"}[role]
         raise InputError(
@@ -159,7 +161,7 @@ def _load(option: str, name_or_path: str, role: str):
 
 
 def _check_fit(
-    generator: str, config: lg.LlamaConfig, tokenizer: str, tokenizer_config: lg.VQGANConfig
+    generator: str, config: LlamaConfig, tokenizer: str, tokenizer_config: VQGANConfig
 ) -> None:
     if tokenizer_config.codebook_size != config.vocab_size:
         raise InputError(
@@ -176,7 +178,7 @@ def _check_fit(
 
 
 def _check_condition(
-    args: argparse.Namespace, config: lg.LlamaConfig, text_encoder: str | None
+    args: argparse.Namespace, config: LlamaConfig, text_encoder: str | None
 ) -> None:
     """Refuses options for another condition than the generator's, and missing ones."""
     other = {"class": ("prompts", "prompt_file", "text_encoder"), "text": ("labels",)}
@@ -196,7 +198,7 @@ def _check_condition(
             raise InputError("give --text-encoder, the T5 that the generator was trained with")
 
 
-def _labels(wanted: Sequence[str] | None, config: lg.LlamaConfig, metadata: Mapping) -> np.ndarray:
+def _labels(wanted: Sequence[str] | None, config: LlamaConfig, metadata: Mapping) -> np.ndarray:
     if not wanted:
         return np.arange(config.num_classes, dtype=np.int32)
     names = metadata.get("class_names", ())
@@ -230,7 +232,7 @@ def _sample(
             ids = np.arange(start, start + batch_size) % total
             rows = {name: array[ids // args.count] for name, array in conditions.items()}
             batch = sharding.put_batch({"sample_ids": ids, **rows}, mesh)
-            codes = lg.generate(llama, llama_params, **batch, **settings)
+            codes = generate(llama, llama_params, **batch, **settings)
             grids = codes.reshape(batch_size, llama.config.grid_size, llama.config.grid_size)
             images = to_uint8(_decode(vqgan, args.resize, vqgan_params, grids))
             count = min(batch_size, total - start)
