@@ -63,8 +63,7 @@ class Layout:
         self._table, self._param_shapes = table, shapes
         self._params: dict[str, _Entry] = {}
         self._tensors: dict[str, _Entry] = {}
-        rows = sorted((*table.tensor_name(path), path) for path in shapes)
-        for _, name, path in rows:
+        for _, name, path in sorted((*table.tensor_name(path), path) for path in shapes):
             self._add(path, name)
         self.tensor_shapes = {name: entry.shape for name, entry in self._tensors.items()}
 

@@ -119,8 +119,8 @@ def test_one_error_lists_every_mismatch():
 TABLE = NameTable(
     names={
         r"level_(\d+)/conv": r"levels.\1",
-        "layers/first": "blocks.{}.fused",
         "layers/second": "blocks.{}.fused",
+        "layers/first": "blocks.{}.fused",
         "embedding": "tokens",
         "matrix": "head",
         "scale_by": "scales",
@@ -150,8 +150,8 @@ def test_a_table_says_where_every_parameter_lies():
     expected = {
         "levels.7.weight": PARAMS["level_7"]["conv"]["kernel"].transpose(3, 2, 0, 1),
         "levels.7.bias": np.arange(2),
-        "blocks.0.fused.weight": np.concatenate([first[0].T, second[0].T]),
-        "blocks.1.fused.weight": np.concatenate([first[1].T, second[1].T]),
+        "blocks.0.fused.weight": np.concatenate([second[0].T, first[0].T]),
+        "blocks.1.fused.weight": np.concatenate([second[1].T, first[1].T]),
         "tokens.weight": PARAMS["embedding"]["embedding"],
         "head": PARAMS["matrix"].T,
         "scales": np.arange(4).reshape(1, 4, 1),
