@@ -18,7 +18,7 @@ CONFIG = tiny.T5_CONFIG
 
 
 @pytest.mark.parametrize("layout", ["safetensors shards", "bin whole", "bin shards"])
-def test_every_layout_of_weights_loads(layout, folder, tmp_path):
+def test_every_layout_of_weights_loads(layout, tmp_path):
     suffix, split = layout.split()
     tensors = tiny.t5_tensors()
     expected = dict(t5_weights.from_tensors(tensors, CONFIG))
