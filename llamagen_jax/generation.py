@@ -21,7 +21,7 @@ from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import encode_prompts
-from llamagen_jax.weights import export
+from llamagen_jax.weights import export, kinds
 
 # Where a caller leaves them open, by the generator's condition; for text the original's settings.
 _DEFAULTS = {"class": {}, "text": {"guidance_scale": 7.5, "top_k": 1000}}
@@ -90,8 +90,8 @@ class ImageGenerator:
           InputError: a model is missing, damaged or of another kind, or the two do not fit.
         """
         model, params = zoo.load(name)
-        if not isinstance(model, Llama):
-            raise InputError(f"{name} is a {zoo.describe(model.config)}; expected a transformer")
+        if kinds.kind_of(model.config).role != "generator":
+            raise InputError(f"{name} is a {kinds.describe(model.config)}; expected a transformer")
         opened = open_tokenizer(tokenizer)
         _check_fit(name, model.config, tokenizer, opened)
         class_names = tuple(recorded(name).get("class_names", ()))
@@ -172,7 +172,7 @@ def _check_fit(
         )
     published, (rows, _) = Path(name).stem, config.grid
     size = rows * tokenizer.downsampling
-    if published in zoo.PUBLISHED and not published.endswith(f"_{size}"):
+    if published in zoo.PUBLISHED and zoo.PUBLISHED[published].resolution != size:
         raise InputError(
             f"the generator {name} with the tokenizer {tokenizer_name} makes images of {size} px, "
             "unlike its name; name the tokenizer it was trained with"

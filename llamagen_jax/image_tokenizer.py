@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from llamagen_jax import sharding, zoo
 from llamagen_jax.errors import InputError
-from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.weights import kinds
 
 _Frozen = TypeVar("_Frozen")
 
@@ -43,12 +43,12 @@ class ImageTokenizer(Protocol):
 
 @flax.struct.dataclass
 class ModelTokenizer:
-    """An `ImageTokenizer` of one of the models here, as a pytree of its parameters.
+    """An `ImageTokenizer` of a module such as `VQGAN`, as a pytree of its parameters.
 
     Jitted functions take it as an argument, so that its weights are no constants of theirs.
     """
 
-    model: VQGAN = flax.struct.field(pytree_node=False)
+    model: Any = flax.struct.field(pytree_node=False)
     params: Any
 
     @property
@@ -73,8 +73,8 @@ def open_tokenizer(name: str) -> ModelTokenizer:
       InputError: of `zoo.load`, or it is another kind of model.
     """
     model, params = zoo.load(name)
-    if not isinstance(model, VQGAN):
-        raise InputError(f"{name} is a {zoo.describe(model.config)}; expected a tokenizer")
+    if kinds.kind_of(model.config).role != "tokenizer":
+        raise InputError(f"{name} is a {kinds.describe(model.config)}; expected a tokenizer")
     return ModelTokenizer(model, params)
 
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llamagen_jax import generation, zoo
+from llamagen_jax import generation
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.images import captioned_grid, grid, save_png
 from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.text.prompts import check_prompts, read_prompts
+from llamagen_jax.weights.kinds import describe
 
 _SETTINGS = (
     "seed",
@@ -158,13 +159,13 @@ def _check_condition(
         if getattr(args, name) is not None:
             raise InputError(
                 f"--{name.replace('_', '-')} does not fit the generator {args.generator}, "
-                f"which is a {zoo.describe(config)}"
+                f"which is a {describe(config)}"
             )
     if config.condition == "text":
         if args.prompts is None and args.prompt_file is None:
             raise InputError(
                 f"give --prompts or --prompt-file: the generator {args.generator} is a "
-                f"{zoo.describe(config)}"
+                f"{describe(config)}"
             )
         if not text_encoder:
             raise InputError("give --text-encoder, the T5 that the generator was trained with")

@@ -9,8 +9,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from llamagen_jax import convert
+from llamagen_jax.weights import torch_files
+from llamagen_jax.weights.mapping import from_torch, layout_of
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -26,12 +28,23 @@ def tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def state_dict(config) -> dict[str, np.ndarray]:
     """Formula weights of a whole model, by the original's names."""
-    return {name: tensor(name, shape) for name, shape in convert.tensor_shapes(config).items()}
+    return {name: tensor(name, shape) for name, shape in layout_of(config).tensor_shapes.items()}
 
 
 def params(config) -> dict:
     """Formula weights of a whole model as its parameters."""
-    return convert.from_torch(state_dict(config), config)
+    return from_torch(state_dict(config), config)
+
+
+def save_torch(path: Path, config, wrap=lambda state: state, dtype=np.float32) -> Path:
+    """Formula weights of a whole model in a .pt or .pth file, its state dict changed by `wrap`."""
+    torch = pytest.importorskip("torch")
+    state = {
+        name: torch_files._from_numpy(torch, tensor.astype(dtype))
+        for name, tensor in state_dict(config).items()
+    }
+    torch.save(wrap(state), path)
+    return path
 
 
 def load(name: str) -> tuple[dict[str, np.ndarray], dict]:

@@ -1,6 +1,5 @@
 """Weights of the original to parameters and back, and the command that converts files."""
 
-import argparse
 import dataclasses
 import os
 import pickle
@@ -10,15 +9,17 @@ import tracemalloc
 import zipfile
 
 import golden_weights
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_weights import save_torch
 
 import llamagen_jax as lg
-from llamagen_jax import convert, zoo
-from llamagen_jax.errors import InputError
-from llamagen_jax.weights import export
+from llamagen_jax import convert
+from llamagen_jax.convert.__main__ import main
+from llamagen_jax.weights.mapping import layout_of
+from llamagen_jax.weights.shapes import param_shapes
+from llamagen_jax.weights.torch_files import Tensor, read_torch, write_safetensors
 
 CLASS = lg.LlamaConfig(dim=16, n_layers=2, n_heads=2, vocab_size=32, num_classes=3)
 TEXT = dataclasses.replace(CLASS, condition="text", condition_length=5, caption_dim=12)
@@ -28,146 +29,20 @@ TOKENIZER = lg.VQGANConfig(
 )
 
 
-def write_safetensors(path, tensors):
-    export.write_tensors(
-        path, {n: export.Tensor(t.shape, t.dtype, [t]) for n, t in tensors.items()}
-    )
+def write_file(path, tensors):
+    write_safetensors(path, {name: Tensor.of(tensor) for name, tensor in tensors.items()})
     return path
 
 
 def run(monkeypatch, *args):
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, args)])
-    convert.main()
+    main()
 
 
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, strict=True, err_msg=name)
-
-
-@pytest.mark.parametrize("key", golden_weights.inventory())
-def test_names_and_shapes_are_those_of_the_inventory(key):
-    size, *rest = key.split("/")
-    config = lg.MODELS[size]
-    if rest:
-        condition = {"c2i": {}, "t2i": {"condition": "text", "condition_length": 120}}[rest[0]]
-        config = dataclasses.replace(config, grid_size=int(rest[1]) // 16, **condition)
-    tensors = golden_weights.inventory()[key]["tensors"]
-    tensors.pop("quantize.codebook_used", None)
-    assert convert.tensor_shapes(config) == {name: tuple(s) for name, s in tensors.items()}
-
-
-@pytest.mark.parametrize("condition", ["class", "text"])
-@pytest.mark.parametrize("size", [name for name in lg.MODELS if name.startswith("GPT")])
-def test_round_trip_of_every_depth_and_head_count(size, condition):
-    config = dataclasses.replace(
-        TEXT if condition == "text" else CLASS,
-        n_layers=lg.MODELS[size].n_layers,
-        n_heads=lg.MODELS[size].n_heads,
-        dim=4 * lg.MODELS[size].n_heads,
-        multiple_of=8,
-    )
-    tensors = golden_weights.state_dict(config)
-    params = convert.from_torch(tensors, config)
-    assert_same(convert.to_torch(params, config), tensors)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        GROUPED,
-        dataclasses.replace(lg.MODELS["VQ-16"], base_channels=32),
-        dataclasses.replace(lg.MODELS["VQ-8"], base_channels=32),
-    ],
-)
-def test_round_trip(config):
-    tensors = golden_weights.state_dict(config)
-    assert_same(convert.to_torch(convert.from_torch(tensors, config), config), tensors)
-
-
-def test_parameters_apply_and_keep_their_dtype():
-    tensors = {n: t.astype(jnp.bfloat16) for n, t in golden_weights.state_dict(CLASS).items()}
-    params = convert.from_torch(tensors, CLASS)
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(jnp.bfloat16)}
-    logits = lg.Llama(CLASS).apply({"params": params}, jnp.zeros((1, 4), int), jnp.zeros(1, int))
-    assert logits.dtype == jnp.float32
-    back = convert.to_torch(jax.tree.map(jnp.asarray, params), CLASS)
-    assert_same(back, tensors)
-
-
-def test_buffers_of_the_original_are_left_out():
-    buffers = {
-        CLASS: ["freqs_cis", "causal_mask", "layers.1.attention.kv_cache.k_cache"],
-        TOKENIZER: ["quantize.codebook_used"],
-    }
-    for config, names in buffers.items():
-        tensors = golden_weights.state_dict(config)
-        params = convert.from_torch(tensors | dict.fromkeys(names, np.zeros(3)), config)
-        assert_same(convert.to_torch(params, config), tensors)
-
-
-def test_one_error_lists_every_mismatch():
-    tensors = golden_weights.state_dict(CLASS)
-    del tensors["norm.weight"], tensors["layers.1.attention.wqkv.weight"]
-    tensors["layers.2.ffn_norm.weight"] = tensors["stray"] = np.zeros(4)
-    tensors["output.weight"] = np.zeros((32, 17))
-    with pytest.raises(InputError) as error:
-        convert.from_torch(tensors, CLASS)
-    assert str(error.value) == (
-        "tensors do not fit a class-conditional transformer: "
-        "missing: layers.1.attention.wqkv.weight, norm.weight; "
-        "unexpected: layers.2.ffn_norm.weight, stray; "
-        "wrong shape: output.weight [32, 17] instead of [32, 16]"
-    )
-    params = golden_weights.params(CLASS)
-    params["norm"] = {"bias": np.zeros(16)}
-    params["output"] = params["output"].T
-    with pytest.raises(InputError) as error:
-        convert.to_torch(params, CLASS)
-    assert str(error.value) == (
-        "parameters do not fit a class-conditional transformer: missing: norm/scale; "
-        "unexpected: norm/bias; wrong shape: output [32, 16] instead of [16, 32]"
-    )
-
-
-def save_torch(path, config, wrap=lambda state: state, dtype=np.float32):
-    torch = pytest.importorskip("torch")
-    state = {
-        name: convert._from_numpy(torch, tensor.astype(dtype))
-        for name, tensor in golden_weights.state_dict(config).items()
-    }
-    torch.save(wrap(state), path)
-    return path
-
-
-@pytest.mark.parametrize("key", [None, "model", "module", "state_dict", "ema"])
-def test_checkpoints_of_every_layout(tmp_path, key):
-    torch = pytest.importorskip("torch")
-
-    def wrap(state):
-        state["output.weight"] = torch.nn.Parameter(state["output.weight"])
-        if key is None:
-            return state
-        return {key: state, "steps": 3, "args": argparse.Namespace(lr=1e-4, model="GPT-B")}
-
-    tensors, taken = convert.read_torch(save_torch(tmp_path / "a.pt", CLASS, wrap))
-    assert taken == key
-    assert_same(tensors, golden_weights.state_dict(CLASS))
-
-
-def test_the_moving_average_is_taken_when_asked_for(tmp_path):
-    def wrap(state):
-        return {"model": state, "ema": {name: tensor + 1 for name, tensor in state.items()}}
-
-    path = save_torch(tmp_path / "a.pth", CLASS, wrap)
-    weights = golden_weights.state_dict(CLASS)
-    for ema, expected in ((False, "model"), (True, "ema")):
-        tensors, taken = convert.read_torch(path, ema)
-        assert taken == expected
-        assert_same(tensors, {name: weight + np.float32(ema) for name, weight in weights.items()})
-    tensors, taken = convert.read_torch(save_torch(tmp_path / "b.pt", CLASS), ema=True)
-    assert taken is None
 
 
 @pytest.mark.parametrize(
@@ -187,21 +62,21 @@ def test_the_command_converts_there_and_back(tmp_path, monkeypatch, capsys, conf
     assert "taking the weights under 'model'" in capsys.readouterr().out
     tensors = {n: t.astype(dtype) for n, t in golden_weights.state_dict(config).items()}
     model, params = lg.load(tmp_path / "export")
-    assert zoo.param_shapes(model.config) == zoo.param_shapes(config)
+    assert param_shapes(model.config) == param_shapes(config)
     assert_same(convert.to_torch(params, config), tensors)
     if config == TOKENIZER:
         tensors["quantize.codebook_used"] = np.zeros(65536, np.float32)
     for name in ("b.pt", "b.safetensors"):
         run(monkeypatch, tmp_path / "export", tmp_path / name)
-        assert_same(convert.read_torch(tmp_path / name)[0], tensors)
+        assert_same(read_torch(tmp_path / name)[0], tensors)
     run(monkeypatch, tmp_path / "b.safetensors", tmp_path / "c.pth", *heads)
-    assert_same(convert.read_torch(tmp_path / "c.pth")[0], tensors)
+    assert_same(read_torch(tmp_path / "c.pth")[0], tensors)
 
 
 def test_tensors_are_streamed(tmp_path, monkeypatch):
     config = dataclasses.replace(CLASS, dim=256, n_layers=8, num_classes=1000, vocab_size=4096)
-    zeros = {n: np.zeros(shape, np.float32) for n, shape in convert.tensor_shapes(config).items()}
-    path = write_safetensors(tmp_path / "a.safetensors", zeros)
+    zeros = {n: np.zeros(shape, np.float32) for n, shape in layout_of(config).tensor_shapes.items()}
+    path = write_file(tmp_path / "a.safetensors", zeros)
     del zeros
     for source, target in ((path, "export"), (tmp_path / "export", "b.safetensors")):
         tracemalloc.start()
@@ -236,8 +111,14 @@ def bad_files():
     )
     yield code, r"holds pickled code \(posix\.mkdir\), which is never run"
     yield archive, "is a damaged PyTorch checkpoint"
-    yield lambda path: save_torch(path, CLASS, lambda s: [*s]), "holds a list; expected a state"
-    yield lambda path: save_torch(path, CLASS, lambda s: s | {"lr": 1}), "holds lr, not tensors"
+    yield (
+        lambda path: save_torch(path, CLASS, lambda s: [*s]),
+        "holds a list; expected a state",
+    )
+    yield (
+        lambda path: save_torch(path, CLASS, lambda s: s | {"lr": 1}),
+        "holds lr, not tensors",
+    )
     yield lambda path: None, "does not exist"
 
 
@@ -255,23 +136,15 @@ def test_bad_files_are_one_clear_line(tmp_path, monkeypatch, make, message):
 
 
 def test_an_existing_target_is_kept(tmp_path, monkeypatch):
-    source = write_safetensors(tmp_path / "a.safetensors", golden_weights.state_dict(TOKENIZER))
+    source = write_file(tmp_path / "a.safetensors", golden_weights.state_dict(TOKENIZER))
     for name in ("folder", "b.safetensors"):
         run(monkeypatch, source, tmp_path / name)
         with pytest.raises(SystemExit, match=f"{name} exists"):
             run(monkeypatch, source, tmp_path / name)
 
 
-def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InputError, match=r"pip install \"llamagen_jax\[convert\]\""):
-        convert.read_torch(tmp_path / "a.pt")
-
-
 def test_the_command_line(tmp_path):
-    source = write_safetensors(
-        tmp_path / "c2i_L_384.safetensors", golden_weights.state_dict(TOKENIZER)
-    )
+    source = write_file(tmp_path / "c2i_L_384.safetensors", golden_weights.state_dict(TOKENIZER))
     command = [sys.executable, "-m", "llamagen_jax.convert"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "--grid-size" in shown.stdout

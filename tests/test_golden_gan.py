@@ -14,7 +14,7 @@ from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.training import tokenizer
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.weights import lpips as lpips_weights
-from llamagen_jax.weights.export import Tensor, write_tensors
+from llamagen_jax.weights.torch_files import Tensor, write_safetensors
 
 
 def convolution(name: str, inventory: dict) -> dict:
@@ -69,7 +69,7 @@ def lpips_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lpips")
     paths = folder / "vgg16.safetensors", folder / "heads.safetensors"
     for path, tensors in zip(paths, (vgg16, heads), strict=True):
-        write_tensors(path, {key: Tensor(t.shape, t.dtype, [t]) for key, t in tensors.items()})
+        write_safetensors(path, {key: Tensor.of(t) for key, t in tensors.items()})
     return paths
 
 

@@ -91,12 +91,13 @@ def text_models(models, spiece, tmp_path_factory):
 def published(monkeypatch):
     """Gives published names to tiny models, so that their files are small."""
     monkeypatch.setitem(zoo.MODELS, "GPT-L", CLASS)
-    for name, config in {
-        "c2i_L_384": CLASS,
-        "c2i_L_32": CLASS,
-        "vq_ds16_c2i": TOKENIZER,
+    record = dataclasses.replace(zoo.PUBLISHED["c2i_L_384"], config=CLASS)
+    for name, stand_in in {
+        "c2i_L_384": record,
+        "c2i_L_32": dataclasses.replace(record, resolution=32),
+        "vq_ds16_c2i": dataclasses.replace(record, config=TOKENIZER, resolution=None),
     }.items():
-        monkeypatch.setitem(zoo.PUBLISHED, name, config)
+        monkeypatch.setitem(zoo.PUBLISHED, name, stand_in)
 
 
 @pytest.fixture(autouse=True)

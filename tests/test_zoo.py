@@ -4,11 +4,9 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import golden_weights
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +14,7 @@ import llamagen_jax as lg
 from llamagen_jax import checkpoint, zoo
 from llamagen_jax.errors import InputError
 from llamagen_jax.weights import export
+from llamagen_jax.weights.torch_files import Tensor, write_safetensors
 
 TINY = lg.LlamaConfig(dim=16, n_layers=2, n_heads=2, vocab_size=32, num_classes=3)
 TEXT = dataclasses.replace(TINY, condition="text", condition_length=4, caption_dim=8)
@@ -25,25 +24,19 @@ TINY_TOKENIZER = lg.VQGANConfig(
 )
 
 
-def count(config):
-    shapes = zoo.param_shapes(config)
-    return sum(int(np.prod(shape)) for path, shape in shapes.items() if "null_features" not in path)
-
-
 @pytest.fixture
 def tiny(monkeypatch):
     """Stands in for the published c2i_B_256, so that its files are small."""
     monkeypatch.setitem(zoo.MODELS, "GPT-B", TINY)
-    monkeypatch.setitem(zoo.PUBLISHED, "c2i_B_256", TINY)
-    monkeypatch.setitem(zoo.PUBLISHED, "vq_ds16_c2i", TINY_TOKENIZER)
+    for name, config in {"c2i_B_256": TINY, "vq_ds16_c2i": TINY_TOKENIZER}.items():
+        record = dataclasses.replace(zoo.PUBLISHED[name], config=config)
+        monkeypatch.setitem(zoo.PUBLISHED, name, record)
     return golden_weights.params(TINY)
 
 
 def write_torch(path, config, **extra):
     tensors = golden_weights.state_dict(config) | extra
-    export.write_tensors(
-        path, {n: export.Tensor(t.shape, t.dtype, [t]) for n, t in tensors.items()}
-    )
+    write_safetensors(path, {name: Tensor.of(tensor) for name, tensor in tensors.items()})
     return path
 
 
@@ -51,67 +44,13 @@ def assert_same(params, expected):
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    {
-        "VQ-16": 72,
-        "VQ-8": 70,
-        "GPT-B": 111,
-        "GPT-L": 343,
-        "GPT-XL": 775,
-        "GPT-XXL": 1.4e3,
-        "GPT-XXXL": 3.9e3,
-        "GPT-1B": 1.2e3,
-        "GPT-3B": 3.1e3,
-        "GPT-7B": 6.6e3,
-    }.items(),
-)
-def test_parameter_counts_of_the_paper(name, millions):
-    digits = 0 if millions < 1e3 else -2
-    assert round(count(lg.MODELS[name]) / 1e6, digits) == millions
-
-
-def test_parameter_counts_of_the_inventory():
-    inventory = golden_weights.inventory()
-    published = {
-        "VQ-16": "vq_ds16_c2i",
-        "VQ-8": "vq_ds8_c2i",
-        "GPT-B/c2i/384": "c2i_B_384",
-        "GPT-L/c2i/384": "c2i_L_384",
-        "GPT-XL/c2i/384": "c2i_XL_384",
-        "GPT-XL/t2i/256": "t2i_XL_stage1_256",
-    }
-    assert inventory.keys() == published.keys()
-    for key, name in published.items():
-        assert count(zoo.PUBLISHED[name]) == inventory[key]["params"], name
-
-
-@pytest.mark.parametrize("name", zoo.PUBLISHED)
-def test_shapes_of_the_published_models(name):
-    config = zoo.PUBLISHED[name]
-    model, side = zoo.build(config), int(name.rsplit("_", 1)[-1]) if name[0] != "v" else 256
-    if isinstance(config, lg.VQGANConfig):
-        grid = side // {"vq_ds16": 16, "vq_ds8": 8}[name[: name.rindex("_")]]
-        images = jnp.zeros((2, side, side, 3))
-        output, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-        assert output.codes.shape == (2, grid, grid)
-        assert output.reconstruction.shape == images.shape
-        return
-    length = (side // 16) ** 2
-    condition = jnp.zeros(2, int) if name[0] == "c" else jnp.zeros((2, 120, 2048))
-    codes = jnp.zeros((2, length), int)
-    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), codes, condition)
-    assert (logits.shape, logits.dtype) == ((2, length, 16384), jnp.float32)
-    assert config.code_length == length
-
-
 def test_importing_the_package_is_light():
     code = """if True:
         import sys, llamagen_jax
-        heavy = {"torch", "orbax", "grain", "huggingface_hub", "llamagen_jax.convert"}
+        heavy = {"torch", "transformers", "orbax", "grain", "huggingface_hub", "sentencepiece"}
         assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
         assert callable(llamagen_jax.convert.from_torch)
-        assert set(llamagen_jax.__all__) <= set(dir(llamagen_jax))
+        assert all(hasattr(llamagen_jax, name) for name in llamagen_jax.__all__)
     """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -174,17 +113,6 @@ def test_a_tokenizer_is_inferred_from_its_tensors(tmp_path):
     assert_same(params, golden_weights.params(TINY_TOKENIZER))
 
 
-def test_grouped_heads_and_ffn_width_are_inferred():
-    for config in (
-        dataclasses.replace(TINY, n_heads=4, n_kv_heads=2, multiple_of=8),
-        dataclasses.replace(TEXT, num_classes=1000),
-    ):
-        tensors = golden_weights.state_dict(config)
-        inferred = zoo.infer_config(tensors, Path("file"), grid_size=16, n_heads=config.n_heads)
-        assert zoo.param_shapes(inferred) == zoo.param_shapes(config)
-        assert inferred == dataclasses.replace(config, multiple_of=inferred.multiple_of)
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -202,22 +130,6 @@ def test_contradicting_a_name_is_one_clear_line(tmp_path, tiny, monkeypatch, con
     export.write(tmp_path / "export", zoo.build(config), golden_weights.params(config))
     with pytest.raises(InputError, match=message):
         lg.load("c2i_B_256", path=tmp_path / "export")
-
-
-def test_files_that_do_not_tell_enough(tmp_path, tiny):
-    path = write_torch(tmp_path / "a.safetensors", TINY)
-    with pytest.raises(InputError, match="does not tell its image size"):
-        lg.load(path)
-    tensors = golden_weights.state_dict(dataclasses.replace(TINY, n_layers=3))
-    with pytest.raises(InputError, match=r"unpublished size \(dim=16, n_layers=3\)"):
-        zoo.infer_config(tensors, path, grid_size=16)
-    with pytest.raises(InputError, match="impossible model: dim=16 must be n_heads=3"):
-        zoo.infer_config(tensors, path, grid_size=16, n_heads=3)
-    del tensors["cls_embedding.embedding_table.weight"]
-    with pytest.raises(InputError, match=r"no tensor 'cls_embedding\.embedding_table\.weight'"):
-        zoo.infer_config(tensors, path, grid_size=16)
-    with pytest.raises(InputError, match=r"neither a tokenizer nor a transformer .* such as norm"):
-        zoo.infer_config({"norm": np.zeros(3)}, path)
 
 
 def test_names_and_paths_that_lead_nowhere(tmp_path):

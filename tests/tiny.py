@@ -20,7 +20,8 @@ from llamagen_jax.models.t5 import T5Config
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 from llamagen_jax.training.loop import make_task
 from llamagen_jax.weights import export
-from llamagen_jax.weights import t5 as huggingface
+from llamagen_jax.weights import t5 as t5_weights
+from llamagen_jax.weights.torch_files import Tensor, write_safetensors
 
 VQGAN_SIZES = {
     "base_channels": 32,
@@ -196,17 +197,16 @@ def write_spiece(folder: Path) -> Path:
 def t5_tensors(config: T5Config = T5_CONFIG) -> dict[str, np.ndarray]:
     """Random weights by the names of Hugging Face."""
     rng = np.random.default_rng(1)
-    shapes = huggingface.t5_tensor_shapes(config)
+    shapes = t5_weights.layout(config).tensor_shapes
     return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """A safetensors file."""
-    entries = {name: export.Tensor(t.shape, t.dtype, [t]) for name, t in tensors.items()}
-    export.write_tensors(path, entries)
+    write_safetensors(path, {name: Tensor.of(tensor) for name, tensor in tensors.items()})
 
 
 def write_t5(folder: Path, spiece: Path, config: T5Config = T5_CONFIG) -> Path:
     """A Hugging Face folder with a random encoder and the tokenizer `spiece`."""
-    huggingface.write_t5(folder, config, t5_tensors(config), spiece.read_bytes())
+    t5_weights.write_folder(folder, config, t5_tensors(config), spiece.read_bytes())
     return folder

@@ -1,6 +1,6 @@
 """LPIPS: a perceptual distance on VGG16 features (Zhang et al., arXiv 1801.03924).
 
-Axes: B batch, H W pixels, C channels. The weights are not trained here: see `lpips_weights`.
+Axes: B batch, H W pixels, C channels. The weights are not trained here: see `weights.lpips`.
 """
 
 import flax.linen as nn

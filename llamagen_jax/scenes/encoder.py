@@ -17,7 +17,7 @@ from llamagen_jax.files import staged
 from llamagen_jax.models.t5 import T5, T5Config
 from llamagen_jax.scenes.files import read_rows
 from llamagen_jax.text.captions import clean
-from llamagen_jax.weights import t5 as huggingface
+from llamagen_jax.weights import t5 as t5_weights
 
 _VOCABULARY = 160
 _SENTINELS = 100
@@ -56,9 +56,9 @@ def write_text_encoder(metadata: str, output: str, *, width: int, seed: int) -> 
     params = T5(config).init(jax.random.key(seed), tokens, tokens)["params"]
     flat = flatten_dict(params, sep="/")
     scaled = {path: leaf * _SCALES.get(path, 1.0) for path, leaf in flat.items()}
-    tensors = huggingface.t5_tensors(unflatten_dict(scaled, sep="/"), config)
+    tensors = t5_weights.to_tensors(unflatten_dict(scaled, sep="/"), config)
     with staged(output) as partial:
-        huggingface.write_t5(partial, config, tensors, spiece)
+        t5_weights.write_folder(partial, config, tensors, spiece)
     print(f"wrote a text encoder of width {width} to {output}")
 
 

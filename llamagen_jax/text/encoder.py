@@ -20,7 +20,8 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.models.t5 import T5, T5Config
 from llamagen_jax.text.captions import clean
 from llamagen_jax.text.tokenizer import T5Tokenizer
-from llamagen_jax.weights import t5 as huggingface
+from llamagen_jax.weights import t5 as t5_weights
+from llamagen_jax.weights import torch_files
 
 
 class TextEncoder:
@@ -48,7 +49,7 @@ class TextEncoder:
 
         Args:
           config: its dtype is also that of the features.
-          params: '/'-joined paths and arrays, such as `huggingface.t5_params`.
+          params: '/'-joined paths and arrays, such as `weights.t5.from_tensors` yields.
           mesh: of `sharding.make_mesh`, which `sharding.T5_RULES` split the parameters over; None
             copies them to every device.
           batch_size: rounded up to a multiple of the number of devices.
@@ -77,7 +78,8 @@ class TextEncoder:
         The host never holds all parameters at once.
 
         Args:
-          folder: with config.json, spiece.model and the weights, see `huggingface.open_weights`.
+          folder: with config.json, spiece.model and the weights, see
+            `weights.torch_files.open_folder`.
           dtype: of parameters, matrix products and features: "bfloat16", as in the original, or
             "float32".
           **settings: mesh, length and batch_size, as above.
@@ -87,11 +89,11 @@ class TextEncoder:
         """
         if not Path(folder).is_dir():
             raise InputError(f"{folder} is no folder; expected one of a T5 from Hugging Face")
-        config = huggingface.read_t5_config(folder, dtype)
+        config = t5_weights.read_config(folder, dtype)
         tokenizer = T5Tokenizer(Path(folder) / "spiece.model")
-        tensors = huggingface.open_weights(folder)
+        tensors = torch_files.open_folder(folder)
         what = f"the weights in {folder} do not fit its config.json"
-        params = huggingface.t5_params(tensors, config, dtype, what)
+        params = t5_weights.from_tensors(tensors, config, dtype, what)
         return cls(config, params, tokenizer, **settings)
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +122,7 @@ class TextEncoder:
         return features, mask
 
     def _place(self, params: Iterable[tuple[str, np.ndarray]]) -> dict:
-        shapes = huggingface.t5_shapes(self.model.config)
+        shapes = t5_weights.abstract_params(self.model.config)
         shardings = sharding.tree_shardings(shapes, sharding.T5_RULES, self._mesh)
         shardings = flatten_dict(shardings, sep="/")
         # Shown only where it takes long.

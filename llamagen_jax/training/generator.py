@@ -31,7 +31,8 @@ from llamagen_jax.training.optimizer import (
     with_params,
 )
 from llamagen_jax.training.task import Task
-from llamagen_jax.weights.export import weights_hash
+from llamagen_jax.weights.integrity import weights_hash
+from llamagen_jax.weights.shapes import check_params
 
 # Up to this many classes or captions, each with this many images, make the samples' grid.
 _PREVIEW_ROWS = 8
@@ -64,7 +65,7 @@ def load_init(config: GeneratorTraining) -> dict | None:
         return None
     _, params = zoo.load(config.init_from)
     what = f"config.model does not fit config.init_from={config.init_from}"
-    zoo.check_params(params, config.model, what)
+    check_params(params, config.model, what)
     return params
 
 

@@ -28,6 +28,7 @@ from llamagen_jax.training.optimizer import (
 )
 from llamagen_jax.training.task import Task
 from llamagen_jax.weights import lpips as lpips_weights
+from llamagen_jax.weights.shapes import check_params
 
 _PREVIEW_IMAGES = 16
 _SCALARS = (
@@ -87,7 +88,7 @@ def load_weights(config: TokenizerTraining) -> Weights:
     if config.init_from:
         model, vqgan = zoo.load(config.init_from)
         what = f"config.model does not fit config.init_from={config.init_from}"
-        zoo.check_params(vqgan, config.model, what)
+        check_params(vqgan, config.model, what)
         if model.config.l2_normalize != config.model.l2_normalize:
             raise InputError(f"{what}: l2_normalize is {model.config.l2_normalize} there")
     if config.loss.perceptual_weight:

@@ -6,47 +6,21 @@
 """
 
 import dataclasses
-import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
-
-_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(jnp.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+from llamagen_jax.weights.kinds import Config, Model, kind_of
+from llamagen_jax.weights.torch_files import Tensor, open_safetensors, write_safetensors
 
 
-class Tensor(NamedTuple):
-    """A tensor to write: the elements of `pieces`, one piece after the other, in row-major order.
-
-    Pieces may be views of a memory-mapped file, so that a tensor is never held whole.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    pieces: Iterable[np.ndarray]
-
-
-def write(folder: str | os.PathLike, model, params: Mapping, **metadata: Any) -> None:
+def write(folder: str | os.PathLike, model: Model, params: Mapping, **metadata: Any) -> None:
     """Writes an export folder, which appears under its name only when it is complete.
 
     Args:
@@ -58,22 +32,22 @@ def write(folder: str | os.PathLike, model, params: Mapping, **metadata: Any) ->
     Raises:
       InputError: `folder` exists.
     """
-    tensors = {
-        path: Tensor(leaf.shape, np.dtype(leaf.dtype), [leaf])
-        for path, leaf in flatten_dict(params, sep="/").items()
-    }
-    write_tensors_and_config(folder, model, tensors, metadata)
+    tensors = {path: Tensor.of(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
+    write_tensors_and_config(folder, model.config, tensors, metadata)
 
 
 def write_tensors_and_config(
-    folder: str | os.PathLike, model, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    folder: str | os.PathLike,
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """`write` with the parameters given as `Tensor`s, by their '/'-joined path."""
-    config = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
+    """`write` of a model of this configuration, with parameters as `Tensor`s by '/'-joined path."""
+    described = {"model": kind_of(config).name, "config": dataclasses.asdict(config)}
     with staged(folder) as partial:
         partial.mkdir()
-        (partial / "config.json").write_text(json.dumps(config | metadata, indent=2) + "\n")
-        write_tensors(partial / "params.safetensors", tensors)
+        (partial / "config.json").write_text(json.dumps({**described, **metadata}, indent=2) + "\n")
+        write_safetensors(partial / "params.safetensors", tensors)
 
 
 def read(folder: str | os.PathLike) -> tuple[str, dict, dict, dict]:
@@ -94,7 +68,7 @@ def read(folder: str | os.PathLike) -> tuple[str, dict, dict, dict]:
         raise InputError(
             f"{folder / 'config.json'} has no entry {error}; expected the one of an export folder"
         ) from None
-    params = open_tensors(folder / "params.safetensors")
+    params = open_safetensors(folder / "params.safetensors")
     return name, config, metadata, unflatten_dict(params, sep="/")
 
 
@@ -110,71 +84,3 @@ def read_config(folder: str | os.PathLike) -> dict:
     if not isinstance(config, dict):
         raise InputError(f"{path} holds no JSON object; expected an export's configuration")
     return config
-
-
-def weights_hash(params: Mapping) -> str:
-    """SHA-256 (hex) of the parameters' paths, dtypes, shapes and bytes, whatever holds them.
-
-    Args:
-      params: nested; leaves are numpy or jax arrays.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
-        digest.update(f"{path} {np.dtype(leaf.dtype)} {list(leaf.shape)}\n".encode())
-        digest.update(_bytes(leaf))
-    return digest.hexdigest()
-
-
-def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file piece by piece, holding one piece in memory at a time."""
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.dtype.itemsize * math.prod(tensor.shape)
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with Path(path).open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors.values():
-            for piece in tensor.pieces:
-                file.write(_bytes(np.asarray(piece, tensor.dtype)))
-
-
-def open_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Tensors of a safetensors file by name, as read-only arrays mapped from the file.
-
-    Raises:
-      InputError: the file is missing, truncated or no safetensors file, or has an unknown dtype.
-    """
-    path = Path(path)
-    try:
-        # Opening checks that the header is sound and that the tensors cover the file.
-        with safetensors.safe_open(path, "np"):
-            pass
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is truncated or no safetensors file: {error}") from error
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_size))
-    header.pop("__metadata__", None)
-    data = np.asarray(np.memmap(path, np.uint8, "r"))[8 + header_size :]
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise InputError(
-                f"{path}: tensor {name} has dtype {entry['dtype']}; "
-                f"expected one of {', '.join(_DTYPES)}"
-            )
-        start, end = entry["data_offsets"]
-        tensors[name] = data[start:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return tensors
-
-
-def _bytes(array) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,20 +1,54 @@
 """Weights of LPIPS from the files that PyTorch users have of VGG16 and of the LPIPS heads."""
 
+import functools
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from llamagen_jax import convert, zoo
 from llamagen_jax.errors import InputError
-from llamagen_jax.models.lpips import STAGES
+from llamagen_jax.models.lpips import LPIPS
+from llamagen_jax.weights.mapping import Layout
+from llamagen_jax.weights.names import NameTable
+from llamagen_jax.weights.shapes import abstract_params, flat_shapes
+from llamagen_jax.weights.torch_files import read_torch
 
 VGG16_SOURCE = "https://download.pytorch.org/models/vgg16-397923af.pth"
 HEADS_SOURCE = (
     "https://github.com/richzhang/PerceptualSimilarity/blob/master/lpips/weights/v0.1/vgg.pth"
 )
 
+# torchvision numbers activations and poolings too.
+_VGG16 = NameTable(
+    names={
+        "conv1_1": "features.0",
+        "conv1_2": "features.2",
+        "conv2_1": "features.5",
+        "conv2_2": "features.7",
+        "conv3_1": "features.10",
+        "conv3_2": "features.12",
+        "conv3_3": "features.14",
+        "conv4_1": "features.17",
+        "conv4_2": "features.19",
+        "conv4_3": "features.21",
+        "conv5_1": "features.24",
+        "conv5_2": "features.26",
+        "conv5_3": "features.28",
+    },
+    ignored=r"classifier\..*",
+)
+# Convolutions of 1x1 to a single channel.
+_HEADS = NameTable(
+    names={f"head{stage}": f"lin{stage - 1}.model.1.weight" for stage in range(1, 6)},
+    unit_axes={f"head{stage}": (0, 2, 3) for stage in range(1, 6)},
+    # The rest of a whole LPIPS.
+    ignored=r"(lins|net|scaling_layer)\..*",
+)
 
-def load(vgg16: str | Path, lpips_heads: str | Path) -> dict:
+
+def load(vgg16: str | Path, lpips_heads: str | Path) -> dict[str, Any]:
     """Parameters of `models.lpips.LPIPS`, float32 numpy arrays.
 
     Args:
@@ -25,50 +59,29 @@ def load(vgg16: str | Path, lpips_heads: str | Path) -> dict:
     Raises:
       InputError: a file is missing (it tells where to get it), damaged, or of another network.
     """
-    convolutions = _read(vgg16, _vgg16_shapes(), "loss.vgg16", VGG16_SOURCE)
-    heads = _read(lpips_heads, _head_shapes(), "loss.lpips_heads", HEADS_SOURCE)
-    params = {}
-    for layer, name in _vgg16_layers().items():
-        kernel = convolutions[f"features.{layer}.weight"].transpose(2, 3, 1, 0)
-        params[name] = {"kernel": kernel, "bias": convolutions[f"features.{layer}.bias"]}
-    for stage in range(len(STAGES)):
-        params[f"head{stage + 1}"] = heads[f"lin{stage}.model.1.weight"].reshape(-1)
-    return params
+    vgg16_layout, heads_layout = _layouts()
+    convolutions = _read(vgg16, vgg16_layout, "loss.vgg16", VGG16_SOURCE)
+    heads = _read(lpips_heads, heads_layout, "loss.lpips_heads", HEADS_SOURCE)
+    return unflatten_dict(convolutions | heads, sep="/")
 
 
-def _vgg16_layers() -> dict[int, str]:
-    """Index among torchvision's `features` -> name of the convolution here."""
-    names, layer = {}, 0
-    for stage, convolutions in enumerate(STAGES, start=1):
-        for index in range(1, len(convolutions) + 1):
-            names[layer] = f"conv{stage}_{index}"
-            layer += 2  # a relu follows each convolution
-        layer += 1  # and a pooling each stage
-    return names
+@functools.cache
+def _layouts() -> tuple[Layout, Layout]:
+    """The files of VGG16 and of the heads."""
+    image = jnp.zeros((1, 16, 16, 3))
+    shapes = flat_shapes(abstract_params(LPIPS(), image, image))
+    heads = {path: shape for path, shape in shapes.items() if path.startswith("head")}
+    convolutions = {path: shape for path, shape in shapes.items() if path not in heads}
+    return Layout(_VGG16, convolutions), Layout(_HEADS, heads)
 
 
-def _vgg16_shapes() -> dict[str, tuple[int, ...]]:
-    outputs = [channels for convolutions in STAGES for channels in convolutions]
-    inputs = [3, *outputs]
-    shapes = {}
-    for layer, before, after in zip(_vgg16_layers(), inputs, outputs, strict=False):
-        shapes[f"features.{layer}.weight"] = (after, before, 3, 3)
-        shapes[f"features.{layer}.bias"] = (after,)
-    return shapes
-
-
-def _head_shapes() -> dict[str, tuple[int, ...]]:
-    return {f"lin{i}.model.1.weight": (1, stage[-1], 1, 1) for i, stage in enumerate(STAGES)}
-
-
-def _read(path: str | Path, shapes: dict[str, tuple], key: str, source: str) -> dict:
-    """The tensors of `shapes` in a file; others in it are left out."""
+def _read(path: str | Path, layout: Layout, key: str, source: str) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise InputError(
             f"config.{key}={str(path)!r} is no file; get it from {source} and give its path, "
             "or train without the perceptual loss: loss.perceptual_weight=0"
         )
-    tensors, _ = convert.read_torch(Path(path))
-    found = {name: tensors[name].shape for name in shapes if name in tensors}
-    zoo.check_shapes(found, shapes, f"config.{key}={path} is not the file of {source}")
-    return {name: np.asarray(tensors[name], np.float32) for name in shapes}
+    tensors, _ = read_torch(Path(path))
+    what = f"config.{key}={path} is not the file of {source}"
+    views = layout.param_views(tensors, what)
+    return {name: view.array(np.float32) for name, view in views.items()}

@@ -9,7 +9,7 @@ from golden_weights import load, tensor
 
 from llamagen_jax import sharding
 from llamagen_jax.models.t5 import T5, T5Config, relative_buckets
-from llamagen_jax.weights import t5 as huggingface
+from llamagen_jax.weights import t5 as t5_weights
 
 TINY = T5Config(vocab_size=64, dim=16, head_dim=4, ffn_dim=32, n_layers=2, n_heads=4)
 
@@ -28,7 +28,7 @@ def golden_model(name):
     )
     tensors = {key: tensor(key, shape) for key, shape in entries["inventory"].items()}
     tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
-    params = unflatten_dict(dict(huggingface.t5_params(tensors, config)), sep="/")
+    params = unflatten_dict(dict(t5_weights.from_tensors(tensors, config)), sep="/")
     return golden, config, params
 
 

@@ -18,7 +18,7 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.training import generator
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.loop import train
-from llamagen_jax.weights.export import weights_hash
+from llamagen_jax.weights.integrity import weights_hash
 
 TASKS = ("tokenizer", "generator")
 

@@ -6,7 +6,7 @@ import pytest
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.lpips import STAGES
 from llamagen_jax.weights import lpips as lpips_weights
-from llamagen_jax.weights.export import Tensor, write_tensors
+from llamagen_jax.weights.torch_files import Tensor, write_safetensors
 
 LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 
@@ -30,7 +30,7 @@ def _heads() -> dict[str, np.ndarray]:
 
 
 def _write(path, tensors):
-    write_tensors(path, {name: Tensor(t.shape, t.dtype, [t]) for name, t in tensors.items()})
+    write_safetensors(path, {name: Tensor.of(t) for name, t in tensors.items()})
     return path
 
 

@@ -20,7 +20,7 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 from llamagen_jax.image_tokenizer import ModelTokenizer, code_grid, on_all_devices, open_tokenizer
 from llamagen_jax.images import from_uint8, save_png, to_uint8
-from llamagen_jax.weights.export import weights_hash
+from llamagen_jax.weights.integrity import weights_hash
 
 
 def encode_folder(

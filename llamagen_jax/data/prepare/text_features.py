@@ -11,7 +11,7 @@ from llamagen_jax.data.sources import ArrayRecordSource
 from llamagen_jax.errors import InputError
 from llamagen_jax.text.captions import clean
 from llamagen_jax.text.encoder import TextEncoder
-from llamagen_jax.weights.export import weights_hash
+from llamagen_jax.weights.integrity import weights_hash
 
 
 def text_extraction(

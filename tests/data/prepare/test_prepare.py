@@ -21,6 +21,7 @@ from llamagen_jax.data.sources import ArrayRecordSource
 from llamagen_jax.images import from_uint8, to_uint8
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.weights import export
+from llamagen_jax.weights.integrity import weights_hash
 
 MODEL = VQGAN(tiny.VQGAN_CONFIG)
 PARAMS = golden_weights.params(tiny.VQGAN_CONFIG)
@@ -86,7 +87,7 @@ def test_encode_and_decode_agree_with_the_model(tokenizer, images, tmp_path, bat
     run("encode", images, out, *options)
     codes = read(out)
     made_by = json.loads(str(codes.pop("tokenizer")))
-    assert made_by["sha256"] == export.weights_hash(PARAMS)
+    assert made_by["sha256"] == weights_hash(PARAMS)
     assert codes.keys() == SIZES.keys()
     run("decode", out, tmp_path / "decoded", *options)
     decoded = tmp_path / "decoded"
@@ -215,7 +216,7 @@ def test_codes_to_train_on(codes_command, tmp_path, capsys, kind):
     assert manifest.class_names == ("cat", "dog")
     assert (manifest.image_size, manifest.code_shape) == (16, (crops, 4))
     assert (manifest.crops, manifest.crop_range) == (kind, crop_range)
-    assert manifest.tokenizer.sha256 == export.weights_hash(PARAMS)
+    assert manifest.tokenizer.sha256 == weights_hash(PARAMS)
     records = list(ArrayRecordSource(tmp_path / "codes"))
     assert [record["label"] for record in records] == [0] * 5 + [1] * 4
     for record, name in ((records[2], "cat/2.png"), (records[8], "dog/4.png")):

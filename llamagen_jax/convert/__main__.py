@@ -1,0 +1,99 @@
+"""The command that turns one kind of weights file into another.
+
+python -m llamagen_jax.convert c2i_B_256.pt exports/c2i_B_256
+python -m llamagen_jax.convert runs/tokenizer tokenizer.safetensors
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from tqdm import tqdm
+
+from llamagen_jax import zoo
+from llamagen_jax.errors import InputError, one_line_errors
+from llamagen_jax.weights import export
+from llamagen_jax.weights.infer import infer_config
+from llamagen_jax.weights.kinds import describe, kind_of
+from llamagen_jax.weights.mapping import layout_of
+from llamagen_jax.weights.torch_files import SUFFIXES, Tensor, read_torch, write_torch
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llamagen_jax.convert",
+        description="Converts weights between the original LlamaGen's files and export folders.",
+    )
+    parser.add_argument(
+        "src",
+        type=Path,
+        metavar="SRC",
+        help="a .pt, .pth or .safetensors file of the original, or an export or work folder",
+    )
+    parser.add_argument(
+        "dst",
+        type=Path,
+        metavar="DST",
+        help="written in the original's layout if it ends in .pt, .pth or .safetensors, otherwise "
+        "as an export folder; must not exist",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="prefer the moving average where SRC holds one"
+    )
+    parser.add_argument(
+        "--grid-size",
+        type=int,
+        help="side of a transformer's code grid (16, 24 or 32 for 256, 384 or 512 px), where "
+        "neither the file's name, such as c2i_L_384.pt, nor its tensors tell",
+    )
+    parser.add_argument(
+        "--n-heads", type=int, help="attention heads, for transformers of unpublished sizes"
+    )
+    args = parser.parse_args()
+    with one_line_errors():
+        _convert(**vars(args))
+
+
+def _convert(src: Path, dst: Path, ema: bool, grid_size: int | None, n_heads: int | None) -> None:
+    if not src.exists():
+        raise InputError(f"{src} does not exist")
+    if src.is_dir():
+        model, params = zoo.load_folder(src)
+        config = model.config
+        what = f"parameters in {src} do not fit a {describe(config)}"
+        tensor_views = layout_of(config).tensor_views(params, what)
+        leaves = flatten_dict(params, sep="/").items()
+        param_views = {path: Tensor.of(leaf) for path, leaf in leaves}
+    else:
+        tensors, key = read_torch(src, ema)
+        print(f"{src}: taking the weights {f'under {key!r}' if key else 'it holds directly'}")
+        config = infer_config(tensors, src, grid_size=grid_size, n_heads=n_heads)
+        what = f"tensors in {src} do not fit a {describe(config)}"
+        param_views = layout_of(config).param_views(tensors, what)
+        names = layout_of(config).tensor_shapes
+        tensor_views = {name: Tensor.of(tensors[name]) for name in names}
+    total = sum(view.nbytes for view in param_views.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc=dst.name) as bar:
+        if dst.suffix in SUFFIXES:
+            buffers = kind_of(config).table.buffers.items()
+            zeros = {name: Tensor.of(np.zeros(shape, np.float32)) for name, shape in buffers}
+            write_torch(dst, _tracked(tensor_views, bar) | zeros)
+        else:
+            export.write_tensors_and_config(dst, config, _tracked(param_views, bar), {})
+    print(f"{dst}: {describe(config)}, {total / 1e6:.0f} MB")
+
+
+def _tracked(tensors: Mapping[str, Tensor], bar: tqdm) -> dict[str, Tensor]:
+    def advance(pieces):
+        for piece in pieces:
+            yield piece
+            bar.update(piece.nbytes)
+
+    return {name: view._replace(pieces=advance(view.pieces)) for name, view in tensors.items()}
+
+
+if __name__ == "__main__":
+    main()

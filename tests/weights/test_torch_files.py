@@ -1,0 +1,95 @@
+"""Files of PyTorch and safetensors, right and wrong."""
+
+import argparse
+import json
+import sys
+
+import golden_weights
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import llamagen_jax as lg
+from llamagen_jax.errors import InputError
+from llamagen_jax.weights.torch_files import (
+    Tensor,
+    open_safetensors,
+    read_torch,
+    write_safetensors,
+)
+
+CLASS = lg.LlamaConfig(dim=16, n_layers=2, n_heads=2, vocab_size=32, num_classes=3)
+ARRAYS = {
+    "layers/q/kernel": np.arange(24).reshape(2, 3, 4).astype(jnp.bfloat16),
+    "norm/scale": np.linspace(0, 1, 5, dtype=np.float32),
+    "odd": np.float16([1.5]),
+    "scalar": np.array(3.0, np.float32),
+}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, strict=True, err_msg=name)
+
+
+def test_the_library_reads_our_file_and_we_read_its(tmp_path):
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+    write_safetensors(ours, {name: Tensor.of(array) for name, array in ARRAYS.items()})
+    read = safetensors.numpy.load_file(ours)
+    assert_same(read, ARRAYS)
+    safetensors.numpy.save_file(read, theirs, metadata={"format": "np"})
+    assert_same(open_safetensors(theirs), ARRAYS)
+
+
+def test_pieces_are_written_one_after_the_other(tmp_path):
+    stacked = np.arange(24.0).reshape(2, 3, 4)
+    pieces = [stacked[0], stacked[1]]
+    tensor = Tensor(stacked.shape, stacked.dtype, (piece for piece in pieces))
+    write_safetensors(tmp_path / "file", {"a": tensor})
+    np.testing.assert_array_equal(open_safetensors(tmp_path / "file")["a"], stacked)
+
+
+def test_unknown_dtypes_are_named(tmp_path):
+    header = {"a": {"dtype": "F8_E5M2", "shape": [2], "data_offsets": [0, 2]}}
+    encoded = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"\0\0")
+    with pytest.raises(InputError, match="tensor a has dtype F8_E5M2"):
+        open_safetensors(path)
+
+
+@pytest.mark.parametrize("key", [None, "model", "module", "state_dict", "ema"])
+def test_checkpoints_of_every_layout(tmp_path, key):
+    torch = pytest.importorskip("torch")
+
+    def wrap(state):
+        state["output.weight"] = torch.nn.Parameter(state["output.weight"])
+        if key is None:
+            return state
+        return {key: state, "steps": 3, "args": argparse.Namespace(lr=1e-4, model="GPT-B")}
+
+    tensors, taken = read_torch(golden_weights.save_torch(tmp_path / "a.pt", CLASS, wrap))
+    assert taken == key
+    assert_same(tensors, golden_weights.state_dict(CLASS))
+
+
+def test_the_moving_average_is_taken_when_asked_for(tmp_path):
+    def wrap(state):
+        return {"model": state, "ema": {name: tensor + 1 for name, tensor in state.items()}}
+
+    path = golden_weights.save_torch(tmp_path / "a.pth", CLASS, wrap)
+    weights = golden_weights.state_dict(CLASS)
+    for ema, expected in ((False, "model"), (True, "ema")):
+        tensors, taken = read_torch(path, ema)
+        assert taken == expected
+        assert_same(tensors, {name: weight + np.float32(ema) for name, weight in weights.items()})
+    tensors, taken = read_torch(golden_weights.save_torch(tmp_path / "b.pt", CLASS), ema=True)
+    assert taken is None
+
+
+def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"pip install \"llamagen_jax\[convert\]\""):
+        read_torch(tmp_path / "a.pt")
