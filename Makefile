@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo demo-text test
+.PHONY: demo demo-text nightly test
 
 demo: .venv/demo
 	$(BIN)/python -m demos.digits
@@ -16,9 +16,13 @@ test: .venv/test
 	$(BIN)/lint-imports
 	$(BIN)/pytest --numprocesses auto --dist worksteal
 
+nightly: .venv/test
+	$(BIN)/pytest -m slow
+	$(MAKE) demo demo-text
+
 # One stamp per extra, renewed when the requirements change.
-.venv/demo: EXTRA = eval
-.venv/demo-text: EXTRA = eval,prepare,text
+.venv/demo: EXTRA = demo
+.venv/demo-text: EXTRA = demo,prepare,text
 .venv/test: EXTRA = test
 .venv/demo .venv/demo-text .venv/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

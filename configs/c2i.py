@@ -10,8 +10,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from llamagen_jax import sharding, zoo
-from llamagen_jax.errors import nearest
+from llamagen_jax import zoo
+from llamagen_jax.configs import common
 
 _SIZES = ("B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B")
 _RESOLUTIONS = (256, 384)
@@ -22,54 +22,26 @@ _EPOCHS = 300
 
 def get_config(variant: str = "") -> ConfigDict:
     variants = {f"{size}-{side}": (size, side) for size in _SIZES for side in _RESOLUTIONS}
-    if variant not in variants:
-        raise ValueError(f"c2i.py has no variant '{variant}'; {nearest(variant, variants)}")
-    size, resolution = variants[variant]
+    size, resolution = common.choose(__file__, variant, variants)
     # From 1.4B parameters on, the state of one copy fills a device of 40 GB.
     copies = size in ("B", "L", "XL", "1B")
     data = f"data/imagenet_{resolution}"
     model = dataclasses.replace(
         zoo.MODELS[f"GPT-{size}"], grid_size=resolution // 16, dtype="bfloat16"
     )
-    return ConfigDict(
-        {
-            "task": "generator",
-            "seed": 0,
-            "batch_size": _BATCH_SIZE,
-            "steps": _EPOCHS * (_IMAGENET_IMAGES // _BATCH_SIZE),
-            "accumulation_steps": 1,
-            "init_from": "",
-            "tokenizer": "vq_ds16_c2i",
-            "text_encoder": "",
-            "sample": {"guidance_scale": 4.0, "top_k": 2000},
-            "data": {
-                "source": "array_record",
-                "train": (f"{data}_train_1.10", f"{data}_train_1.05"),
-                "eval": f"{data}_val",
-                "image_size": resolution,
-                "random_crop": False,
-                "random_flip": False,
-                "fast_decode": False,
-                "workers": 4,
-            },
-            "model": dataclasses.asdict(model),
-            "optimizer": {
-                "learning_rate": 1e-4,
-                "schedule": "constant",
-                "warmup_steps": 0,
-                "b1": 0.9,
-                "b2": 0.95,
-                "weight_decay": 0.05,
-                "clip_norm": 1.0,
-                "ema_decay": 0.0,
-            },
-            "attention": "auto",
-            "remat": "none" if copies else "dots",
-            "mesh": {"data": -1 if copies else 1, "fsdp": 1 if copies else -1, "tensor": 1},
-            "sharding_rules": sharding.LLAMA_RULES,
-            "log_every": 100,
-            "eval_every": 5_000,
-            "sample_every": 5_000,
-            "checkpoint_every": 5_000,
-        }
+    return common.generator(
+        batch_size=_BATCH_SIZE,
+        steps=_EPOCHS * (_IMAGENET_IMAGES // _BATCH_SIZE),
+        tokenizer="vq_ds16_c2i",
+        sample={"guidance_scale": 4.0, "top_k": 2000},
+        data={
+            "source": "array_record",
+            "train": (f"{data}_train_1.10", f"{data}_train_1.05"),
+            "eval": f"{data}_val",
+            "image_size": resolution,
+            "workers": 4,
+        },
+        model=dataclasses.asdict(model),
+        remat="none" if copies else "dots",
+        mesh={"data": -1 if copies else 1, "fsdp": 1 if copies else -1},
     )

@@ -12,10 +12,11 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from llamagen_jax import sharding, zoo
-from llamagen_jax.errors import nearest
+from llamagen_jax import zoo
+from llamagen_jax.configs import common
 
 _BATCH_SIZE = 256
+_LONG_AND_SHORT = (("long", 0.7), ("short", 0.3))
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -25,34 +26,30 @@ def get_config(variant: str = "") -> ConfigDict:
         "scenes-stage1": _scenes_stage1,
         "scenes-stage2": _scenes_stage2,
     }
-    if variant not in variants:
-        raise ValueError(f"t2i.py has no variant '{variant}'; {nearest(variant, variants)}")
-    return ConfigDict(variants[variant]())
+    return common.choose(__file__, variant, variants)()
 
 
-def _stage1() -> dict:
+def _stage1() -> ConfigDict:
     return _stage(
         256,
         steps=50_000_000 // _BATCH_SIZE,
-        init_from="",
         folder="data/laion_256",
         caption_weights=(("caption", 1.0),),
     )
 
 
-def _stage2() -> dict:
-    return _stage(
+def _stage2() -> ConfigDict:
+    config = _stage(
         512,
         steps=10_000_000 // _BATCH_SIZE,
-        init_from="runs/t2i_stage1",
         folder="data/aesthetic_512",
-        caption_weights=(("long", 0.7), ("short", 0.3)),
+        caption_weights=_LONG_AND_SHORT,
     )
+    config.update(init_from="runs/t2i_stage1", remat="dots")
+    return config
 
 
-def _stage(
-    resolution: int, *, steps: int, init_from: str, folder: str, caption_weights: tuple
-) -> dict:
+def _stage(resolution: int, *, steps: int, folder: str, caption_weights: tuple) -> ConfigDict:
     model = dataclasses.replace(
         zoo.MODELS["GPT-XL"],
         grid_size=resolution // 16,
@@ -60,101 +57,72 @@ def _stage(
         condition_length=120,
         dtype="bfloat16",
     )
-    return {
-        "task": "generator",
-        "seed": 0,
-        "batch_size": _BATCH_SIZE,
-        "steps": steps,
-        "accumulation_steps": 1,
-        "init_from": init_from,
-        "tokenizer": "vq_ds16_t2i",
-        "text_encoder": "flan-t5-xl",
-        "sample": {"guidance_scale": 7.5, "top_k": 1000},
-        "data": {
+    return common.generator(
+        batch_size=_BATCH_SIZE,
+        steps=steps,
+        tokenizer="vq_ds16_t2i",
+        text_encoder="flan-t5-xl",
+        sample={"guidance_scale": 7.5, "top_k": 1000},
+        data={
             "source": "array_record",
             "train": f"{folder}_train",
             "eval": f"{folder}_val",
             "image_size": resolution,
-            "random_crop": False,
-            "random_flip": False,
-            "fast_decode": False,
             "workers": 4,
             "caption_weights": caption_weights,
-            "skip_small": False,
         },
-        "model": dataclasses.asdict(model),
-        "optimizer": {
-            "learning_rate": 1e-4,
-            "schedule": "constant",
-            "warmup_steps": 0,
-            "b1": 0.9,
-            "b2": 0.95,
-            "weight_decay": 0.05,
-            "clip_norm": 1.0,
-            "ema_decay": 0.0,
-        },
-        "attention": "auto",
-        "remat": "none" if resolution == 256 else "dots",
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        "sharding_rules": sharding.LLAMA_RULES,
-        "log_every": 100,
-        "eval_every": 5_000,
-        "sample_every": 5_000,
-        "checkpoint_every": 5_000,
-    }
-
-
-def _scenes_stage1() -> dict:
-    return _scenes_stage("stage1", 32, steps=500, init_from="")
-
-
-def _scenes_stage2() -> dict:
-    return _scenes_stage("stage2", 64, steps=3000, init_from="demo_text/stage1")
-
-
-def _scenes_stage(name: str, resolution: int, *, steps: int, init_from: str) -> dict:
-    config = _stage(
-        resolution,
-        steps=steps,
-        init_from=init_from,
-        folder=f"demo_text/{name}",
-        caption_weights=(("long", 0.7), ("short", 0.3)),
+        model=dataclasses.asdict(model),
     )
-    config |= {
-        "batch_size": 16,
-        "tokenizer": "demo_text/tokenizer",
-        "text_encoder": "demo_text/t5",
-        "sample": {"guidance_scale": 1.4, "top_k": 0},
-        "remat": "none",
-        "log_every": 50,
-        "eval_every": 500,
-        "sample_every": 500,
-        "checkpoint_every": 500,
-    }
-    config["data"]["workers"] = 0
-    config["model"] |= {
-        "dim": 128,
-        "n_layers": 4,
-        "n_heads": 4,
-        "vocab_size": 512,
-        "grid_size": resolution // 8,
-        "condition_length": 20,
-        "caption_dim": 128,
-        "multiple_of": 32,
+
+
+def _scenes_stage1() -> ConfigDict:
+    return _scenes_stage("stage1", 32, steps=500)
+
+
+def _scenes_stage2() -> ConfigDict:
+    config = _scenes_stage("stage2", 64, steps=3000)
+    config.init_from = "demo_text/stage1"
+    return config
+
+
+def _scenes_stage(name: str, resolution: int, *, steps: int) -> ConfigDict:
+    config = _stage(
+        resolution, steps=steps, folder=f"demo_text/{name}", caption_weights=_LONG_AND_SHORT
+    )
+    config.update(
+        batch_size=16,
+        tokenizer="demo_text/tokenizer",
+        text_encoder="demo_text/t5",
+        sample={"guidance_scale": 1.4, "top_k": 0},
+        log_every=50,
+        eval_every=500,
+        sample_every=500,
+        checkpoint_every=500,
+    )
+    config.data.workers = 0
+    config.model.update(
+        dim=128,
+        n_layers=4,
+        n_heads=4,
+        vocab_size=512,
+        grid_size=resolution // 8,
+        condition_length=20,
+        caption_dim=128,
+        multiple_of=32,
         # Of a few rows and columns a position turns even the slowest pair visibly.
-        "rope_base": 100.0,
-        "condition_rope": "identity",
-        "token_dropout": 0.0,
-        "residual_dropout": 0.0,
-        "ffn_dropout": 0.0,
-        "dtype": "float32",
-    }
-    config["optimizer"] |= {
-        "learning_rate": 2e-3,
-        "schedule": "cosine",
-        "warmup_steps": 50,
+        rope_base=100.0,
+        condition_rope="identity",
+        token_dropout=0.0,
+        residual_dropout=0.0,
+        ffn_dropout=0.0,
+        dtype="float32",
+    )
+    config.optimizer.update(
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=50,
         # Ten times the paper's. There are but a few hundred pairs of things: left alone the model
         # remembers each of them instead of learning what they are made of.
-        "weight_decay": 0.5,
-    }
+        weight_decay=0.5,
+    )
     return config

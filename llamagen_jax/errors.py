@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 
 
@@ -12,10 +14,15 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the process with status 1 and one line on stderr when an `InputError` escapes."""
+    """Ends the process with status 1 and one line on stderr when an `InputError` escapes.
+
+    With LLAMAGEN_TRACEBACK=1 in the environment, its traceback comes before that line.
+    """
     try:
         yield
     except InputError as error:
+        if os.environ.get("LLAMAGEN_TRACEBACK") == "1":
+            traceback.print_exc()
         sys.exit(f"error: {error}")
 
 

@@ -15,15 +15,25 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from llamagen_jax import zoo
 from llamagen_jax.errors import InputError, one_line_errors
-from llamagen_jax.training import dry_run
+from llamagen_jax.training import config_files, dry_run
 from llamagen_jax.training.config import GeneratorTraining, from_mapping
 from llamagen_jax.training.loop import make_mesh, make_task, train
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/FILE.py[:VARIANT]")
+
+class _ConfigParser(flags.ArgumentParser):
+    def parse(self, path: str) -> ConfigDict:
+        return config_files.load(path)
+
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    help_string="FILE.py[:VARIANT]: a path, or one of " + ", ".join(config_files.names()),
+)
+flags.FLAGS["config"].parser = _ConfigParser()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, metrics and sample images; made when missing."
 )
@@ -87,18 +97,16 @@ def _join_processes():
         ) from error
 
 
-def _parse_flags(argv):
+def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parsing, with mistakes in flags and configuration files told in one line."""
-    try:
-        rest = flags.FLAGS(argv)
-        _CONFIG.value.to_dict()  # a configuration file that is missing fails only here
-        return rest
-    except AttributeError as error:  # ml_collections: a key that the configuration lacks
-        sys.exit("error: no such configuration key: " + " ".join(error.args[0].args[0].split()))
-    except (flags.Error, OSError) as error:
-        lines = [line.strip() for line in str(error).strip().splitlines()]
-        text = lines[-1] if "Traceback" in str(error) else " ".join(lines)
-        sys.exit("error: " + text.removeprefix("ValueError: "))
+    with one_line_errors():
+        try:
+            return flags.FLAGS(argv)
+        # Of ml_collections, for a key that the configuration lacks.
+        except (AttributeError, LookupError) as error:
+            raise InputError(f"no such configuration key: {config_files.message(error)}") from error
+        except (flags.Error, TypeError, ValueError) as error:
+            raise InputError(config_files.message(error)) from error
 
 
 if __name__ == "__main__":

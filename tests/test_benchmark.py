@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,8 @@ from absl import logging
 from llamagen_jax import zoo
 from llamagen_jax.benchmark import __main__ as benchmark
 from llamagen_jax.benchmark import parts as benchmark_parts
+from llamagen_jax.training import config_files
+from llamagen_jax.training.config import from_mapping
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,18 @@ def test_figures_are_written_and_printed(tmp_path, capsys, only):
         assert f"| {figure['name']} | {figure['shapes']} |" in printed
         if figure["limit"]:
             assert figure["percent"] > 0
+
+
+def test_configs_are_the_papers_with_the_setting_in_place():
+    setting = benchmark_parts.Setting("GPT-XL", "VQ-8", "bfloat16", 6, 3, 1)
+    paper = from_mapping(config_files.load("c2i.py:B-256").to_dict())
+    generator = benchmark_parts._generator_config(setting, "GPT-XL")
+    model = dataclasses.replace(tiny.LLAMA_CONFIG, dtype="bfloat16")
+    assert generator == dataclasses.replace(paper, model=model, batch_size=6)
+    tokenizer = benchmark_parts._tokenizer_config(setting)
+    assert tokenizer.model == dataclasses.replace(zoo.MODELS["VQ-8"], dtype="bfloat16")
+    assert tokenizer.batch_size == 3
+    assert tokenizer.loss.perceptual_weight == tokenizer.loss.adversarial_weight == 0
 
 
 @pytest.mark.parametrize(

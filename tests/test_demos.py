@@ -1,8 +1,6 @@
 """The demos' commands are such as the programs take; to run them takes minutes (`make demo`)."""
 
-import importlib
 import itertools
-import re
 import shlex
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from demos import digits, report, scenes
 from llamagen_jax import sample
 from llamagen_jax.data.prepare import __main__ as prepare
+from llamagen_jax.training import config_files
 
 
 @pytest.mark.parametrize("module", [digits, scenes])
@@ -21,8 +20,7 @@ def test_commands_are_taken(module):
         )
         programs.add(program)
         if program == "train.py":
-            name, variant = re.match(r"--config=configs/(\w+)\.py:(\S+)", arguments[0]).groups()
-            importlib.import_module(f"configs.{name}").get_config(variant)
+            config_files.load(arguments[0].removeprefix("--config="))
         else:
             parser = {"sample.py": sample, "prepare": prepare}[program]._parser()
             parser.parse_args(arguments)

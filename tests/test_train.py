@@ -69,6 +69,21 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
         (["--config=configs/digits.py:tokenizer", "--config.seed=x"], "--config.seed=x"),
         (["--config=configs/digits.py:tokenizer", "--config.model.z_channels=0"], "z_channels=0"),
         (["--config=configs/digits.py:generator"], "demo/tokenizer is neither a file"),
+        (["--config=c3i.py"], "did you mean 'c2i.py'? known: c2i.py, digits.py, photos.py, t2i.py"),
+        (["--config=digits.py:tokenizer", "--config.modl.dim=3"], "no such configuration key"),
+        (["--config=digits.py:tokenizer", "--config.seed.x=3"], "no such configuration key"),
+        (
+            ["--config=digits.py:tokenizer", "--config.loss.adversarial_weight=1"],
+            "needs a discriminator",
+        ),
+        (
+            [
+                "--config=digits.py:tokenizer",
+                "--config.discriminator={'kind': 'gan', 'base_channels': 8, 'num_layers': 2,"
+                " 'dtype': 'float32'}",
+            ],
+            "config.discriminator: kind='gan' must be one of patchgan, stylegan",
+        ),
         ([], "--config"),
     ],
 )
@@ -78,6 +93,22 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert message in ran.stderr
     assert ran.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_a_config_file_is_told_with_its_line(tmp_path, monkeypatch):
+    config = tmp_path / "config.py"
+    config.write_text("def get_config():\n    return {}.imagesize\n")
+    line = f"{config}:2: AttributeError: 'dict' object has no attribute 'imagesize'\n"
+    ran = _run(f"--config={config}")
+    assert ran.returncode == 1
+    assert ran.stderr.endswith(line)
+    assert ran.stderr.count("\n") == 1
+    monkeypatch.setitem(ENVIRONMENT, "LLAMAGEN_TRACEBACK", "1")
+    ran = _run(f"--config={config}")
+    assert ran.returncode == 1
+    assert "Traceback" in ran.stderr
+    assert "    return {}.imagesize\n" in ran.stderr
+    assert ran.stderr.endswith(line)
 
 
 def test_help_shows_how_to_use_it():

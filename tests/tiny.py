@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from configs import digits
 from llamagen_jax import sharding
+from llamagen_jax.configs import digits
 from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.models.llama import Llama, LlamaConfig
@@ -55,10 +55,16 @@ _WORDS = (
 
 
 def tokenizer_config(**changes) -> dict:
-    """A short run of the tokenizer on the digits."""
+    """A short run of the tokenizer on the digits, with a discriminator where the loss has one."""
     config = digits.get_config("tokenizer").to_dict()
     config["model"].update(VQGAN_SIZES, channel_multipliers=(1, 1))
     config["data"]["image_size"] = 16
+    config["discriminator"] = {
+        "kind": "patchgan",
+        "base_channels": 32,
+        "num_layers": 2,
+        "dtype": "float32",
+    }
     return _short(config, changes)
 
 

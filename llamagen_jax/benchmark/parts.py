@@ -17,25 +17,15 @@ import numpy as np
 from PIL import Image
 
 from llamagen_jax import flops, sharding, zoo
-from llamagen_jax.data.pipeline import DataConfig, train_batches
+from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.models import attention
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.sampling.generate import generate
-from llamagen_jax.training import dry_run, generator, tokenizer
-from llamagen_jax.training.config import from_mapping
+from llamagen_jax.training import config_files, dry_run, generator, tokenizer
+from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining, from_mapping
 from llamagen_jax.training.loop import make_mesh
 
-_OPTIMIZER = {
-    "learning_rate": 1e-4,
-    "schedule": "constant",
-    "warmup_steps": 0,
-    "b1": 0.9,
-    "b2": 0.95,
-    "weight_decay": 0.05,
-    "clip_norm": 1.0,
-    "ema_decay": 0.0,
-}
 _TEXT_TOKENS = 120
 
 
@@ -238,15 +228,8 @@ def _input(bench: Bench) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         size = _write_jpegs(Path(folder) / "class") // 1000
         for fast in (False, True):
-            config = DataConfig(
-                source="image_folder",
-                train=folder,
-                eval="",
-                image_size=256,
-                random_crop=True,
-                random_flip=True,
-                fast_decode=fast,
-                workers=0,
+            config = dataclasses.replace(
+                _tokenizer_config(bench.setting).data, train=folder, fast_decode=fast, workers=0
             )
             batches = train_batches(config, batch_size=64, seed=0)
             yield bench.figure(
@@ -279,77 +262,23 @@ def _llama(setting: Setting, **condition) -> tuple[Llama, dict]:
     return model, init(jax.random.key(0), codes, jnp.zeros(shape, jnp.int32))["params"]
 
 
-def _generator_config(setting: Setting, name: str):
+def _generator_config(setting: Setting, name: str) -> GeneratorTraining:
+    """The training of the paper, of the model `name` and on one device."""
+    config = config_files.load("c2i.py:B-256")
     model = dataclasses.replace(zoo.MODELS[name], dtype=setting.dtype)
-    return from_mapping(
-        _shared(setting.batch_size)
-        | {
-            "task": "generator",
-            "model": dataclasses.asdict(model),
-            "init_from": "",
-            "tokenizer": "",
-            "text_encoder": "",
-            "sample": {"guidance_scale": 1.0, "top_k": 0},
-            "accumulation_steps": 1,
-            "attention": "auto",
-            "remat": "none",
-            "sharding_rules": sharding.LLAMA_RULES,
-        }
-    )
+    config.model.update(dataclasses.asdict(model))
+    config.batch_size = setting.batch_size
+    return from_mapping(config.to_dict())
 
 
-def _tokenizer_config(setting: Setting):
+def _tokenizer_config(setting: Setting) -> TokenizerTraining:
+    """The training of the paper, of the VQGAN alone: without its discriminator and LPIPS."""
+    config = config_files.load("vqgan.py:VQ-16")
     model = dataclasses.replace(zoo.MODELS[setting.tokenizer], dtype=setting.dtype)
-    return from_mapping(
-        _shared(setting.image_batch_size)
-        | {
-            "task": "tokenizer",
-            "model": dataclasses.asdict(model),
-            # The VQGAN alone, without its discriminator and LPIPS.
-            "init_from": "",
-            "loss": {
-                "reconstruction": "l2",
-                "perceptual_weight": 0.0,
-                "vgg16": "",
-                "lpips_heads": "",
-                "adversarial": "hinge",
-                "adversarial_weight": 0.0,
-                "adversarial_start": 0,
-                "adaptive_weight": False,
-            },
-            "discriminator": {
-                "kind": "patchgan",
-                "base_channels": 64,
-                "num_layers": 3,
-                "dtype": setting.dtype,
-            },
-            "sharding_rules": sharding.VQGAN_RULES,
-        }
-    )
-
-
-def _shared(batch_size: int) -> dict:
-    return {
-        "seed": 0,
-        "batch_size": batch_size,
-        "steps": 1,
-        "data": {
-            "source": "digits",
-            "train": "train",
-            "eval": "",
-            "image_size": 256,
-            "random_crop": False,
-            "random_flip": False,
-            "fast_decode": False,
-            "workers": 0,
-        },
-        "optimizer": _OPTIMIZER,
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        "log_every": 1,
-        "eval_every": 0,
-        "sample_every": 0,
-        "checkpoint_every": 0,
-    }
+    config.model.update(dataclasses.asdict(model))
+    config.batch_size = setting.image_batch_size
+    config.loss.update(perceptual_weight=0.0, adversarial_weight=0.0)
+    return from_mapping(config.to_dict())
 
 
 def _write_jpegs(folder: Path, count: int = 64) -> int:

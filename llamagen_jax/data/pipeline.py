@@ -58,8 +58,8 @@ class DataConfig:
     random_flip: bool
     fast_decode: bool
     workers: int
-    caption_weights: tuple = ()
-    skip_small: bool = False
+    caption_weights: tuple
+    skip_small: bool
 
     def __post_init__(self):
         if self.source not in SOURCES:

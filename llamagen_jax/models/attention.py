@@ -6,9 +6,10 @@ T condition tokens.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.models.layers import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "flash")
 

@@ -9,7 +9,9 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from llamagen_jax.models.layers import Array
 
 KINDS = ("patchgan", "stylegan")
 

@@ -6,7 +6,11 @@ Axes: B batch, D width, F features.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+import numpy as np
+from jaxtyping import Float, Shaped
+
+# What users hand to models may be of either kind.
+Array = jax.Array | np.ndarray
 
 normal_init = nn.initializers.normal(0.02)
 

@@ -5,13 +5,13 @@ H heads, K key-value heads, Dh head width, N layers, V vocabulary.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 
 from llamagen_jax.models.attention import (
     attention_mask,
@@ -19,7 +19,7 @@ from llamagen_jax.models.attention import (
     causal_attention,
     key_validity,
 )
-from llamagen_jax.models.layers import RMSNorm, dense, normal_init, split_batch
+from llamagen_jax.models.layers import Array, RMSNorm, dense, normal_init, split_batch
 from llamagen_jax.models.rope import rope_table, rotate
 
 # What a layer keeps for its backward pass, so that the rest is computed again; "none" keeps all.
@@ -56,7 +56,7 @@ class LlamaConfig:
     n_heads: int = 12
     n_kv_heads: int | None = None
     vocab_size: int = 16384
-    grid_size: int | tuple = 16
+    grid_size: int | tuple[int, int] | list[int] = 16
     condition: str = "class"
     num_classes: int = 1000
     condition_length: int = 1
@@ -100,7 +100,7 @@ class LlamaConfig:
 
     def _check_grid(self):
         size = self.grid_size
-        sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+        sides = size if isinstance(size, tuple | list) else (size, size)
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"grid_size={size!r} must be a positive side or (rows, columns)")
         # One spelling for each grid, so that equal configurations compare equal.
@@ -111,7 +111,7 @@ class LlamaConfig:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the codes, which are read row by row."""
         size = self.grid_size
-        return size if isinstance(size, tuple) else (size, size)
+        return size if isinstance(size, tuple | list) else (size, size)
 
     @property
     def head_dim(self) -> int:
@@ -131,8 +131,7 @@ class LlamaConfig:
         return rows * columns
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(NamedTuple):
     """Keys and values of the positions so far, in the compute dtype; others are zero.
 
     Leaves are [B, K, S, Dh] for one layer, [N, B, K, S, Dh] for stacked ones.
@@ -146,8 +145,7 @@ class KVCache:
 Cache = KVCache | list[KVCache]
 
 
-@flax.struct.dataclass
-class Queries:
+class Queries(NamedTuple):
     """Where the positions that a pass runs on stand, and what they may attend to.
 
     Attributes:

@@ -6,7 +6,9 @@ Axes: B batch, H W pixels, C channels. The weights are not trained here: see `we
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from llamagen_jax.models.layers import Array
 
 # VGG16's convolutions: channels of each stage, once per convolution. The last activation of each
 # stage (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3) is compared.

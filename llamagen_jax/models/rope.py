@@ -5,7 +5,9 @@ Axes: B batch, Q queried positions, S = T + L positions, H heads, Dh head width.
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from llamagen_jax.models.layers import Array
 
 
 def rope_table(

@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 
-from llamagen_jax.models.layers import RMSNorm
+from llamagen_jax.models.layers import Array, RMSNorm
 
 
 @dataclasses.dataclass(frozen=True)

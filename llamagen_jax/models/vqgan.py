@@ -4,16 +4,15 @@ Axes: B batch, H W pixels, h w code grid, C channels, E code width, K codebook e
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, Int, Integer
 
-# What users hand to a tokenizer may be of either kind.
-Array = jax.Array | np.ndarray
+from llamagen_jax.models.layers import Array
+
 # PyTorch's default for convolutions: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # Temperature of the code distribution whose entropies the original regularises.
@@ -29,7 +28,7 @@ class VQGANConfig:
     """
 
     base_channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    channel_multipliers: tuple[int, ...] | list[int] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     z_channels: int = 256
     codebook_size: int = 16384
@@ -40,6 +39,7 @@ class VQGANConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
+        # Of JSON they are a list.
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         if self.base_channels % 32:
             raise ValueError(
@@ -59,8 +59,7 @@ class VQGANConfig:
         return 2 ** (len(self.channel_multipliers) - 1)
 
 
-@flax.struct.dataclass
-class VQGANOutput:
+class VQGANOutput(NamedTuple):
     """What a forward pass computes.
 
     Attributes:

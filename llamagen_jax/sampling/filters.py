@@ -5,7 +5,9 @@ Axes: V vocabulary.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from llamagen_jax.models.layers import Array
 
 
 def filter_logits(

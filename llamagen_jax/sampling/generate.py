@@ -7,9 +7,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Int, Integer, Shaped
+from jaxtyping import Bool, Int, Integer, Shaped
 
+from llamagen_jax.models.layers import Array
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.sampling import plain
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -18,11 +18,11 @@ from llamagen_jax.sampling.settings import SamplingSettings
 def generate(
     model: Llama,
     params: dict,
-    condition: Shaped[Array | np.ndarray, "B ..."] | list[int],
+    condition: Shaped[Array, "B ..."] | list[int],
     *,
     settings: SamplingSettings | None = None,
-    condition_mask: Bool[Array | np.ndarray, "B T"] | None = None,
-    sample_ids: Integer[Array | np.ndarray, " B"] | None = None,
+    condition_mask: Bool[Array, "B T"] | None = None,
+    sample_ids: Integer[Array, " B"] | None = None,
     **fields,
 ) -> Int[Array, "B L"]:
     """Draws one code sequence per condition with a key-value cache, in one jitted call.

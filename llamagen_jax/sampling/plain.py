@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
+from llamagen_jax.models.layers import Array
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.sampling.filters import filter_logits, guide
 from llamagen_jax.sampling.settings import SamplingSettings

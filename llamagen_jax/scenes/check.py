@@ -75,7 +75,7 @@ def _import_ndimage():
     try:
         from scipy import ndimage
     except ImportError:
-        raise InputError('reading scenes needs scipy: pip install "llamagen_jax[eval]"') from None
+        raise InputError('reading scenes needs scipy: pip install "llamagen_jax[demo]"') from None
     return ndimage
 
 

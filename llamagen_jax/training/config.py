@@ -99,17 +99,23 @@ class TokenizerTraining(TrainConfig):
     Attributes:
       init_from: where the VQGAN's parameters are at the first step: anything that `zoo.load` opens;
         "" draws them. The discriminator and the optimisers start afresh in either case.
-      discriminator: sizes of the discriminator, which is there only if `loss` gives it a weight.
+      discriminator: its sizes, or None without one; it is trained if `loss` gives it a weight.
     """
 
     model: VQGANConfig
     init_from: str
     loss: TokenizerLossConfig
-    discriminator: DiscriminatorConfig
+    discriminator: DiscriminatorConfig | None
 
     def __post_init__(self):
         super().__post_init__()
         if self.loss.adversarial_weight:
+            if self.discriminator is None:
+                weight = f"loss.adversarial_weight={self.loss.adversarial_weight}"
+                raise ValueError(
+                    f"{weight} needs a discriminator: give config.discriminator="
+                    "{'kind': 'patchgan', 'base_channels': 64, 'num_layers': 3, 'dtype': 'float32'}"
+                )
             self.discriminator.check_image_size(self.data.image_size)
 
 
@@ -185,12 +191,11 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
             raise InputError(f"unknown key {path}.{key}; {nearest(key, types_by_name)}")
     fields = {}
     for field in dataclasses.fields(cls):
-        if field.name in values:
-            fields[field.name] = _value(
-                types_by_name[field.name], values[field.name], f"{path}.{field.name}"
-            )
-        elif field.default is dataclasses.MISSING:
+        if field.name not in values:
             raise InputError(f"{path}.{field.name} is missing")
+        fields[field.name] = _value(
+            types_by_name[field.name], values[field.name], f"{path}.{field.name}"
+        )
     try:
         return cls(**fields)
     except ValueError as error:
@@ -198,10 +203,12 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
 
 
 def _value(expected: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(expected):
-        return _build(expected, value, path)
     union = isinstance(expected, types.UnionType)
-    allowed = typing.get_args(expected) if union else (typing.get_origin(expected) or expected,)
+    kinds = typing.get_args(expected) if union else (expected,)
+    allowed = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    block = next(filter(dataclasses.is_dataclass, allowed), None)
+    if block and isinstance(value, Mapping):
+        return _build(block, value, path)
     if float in allowed and type(value) is int:
         return float(value)
     if tuple in allowed and isinstance(value, list):

@@ -19,7 +19,7 @@ class OptimizerConfig:
       learning_rate: peak.
       schedule: "constant", or "cosine" down to 0 at the last step; either after `warmup_steps` of
         linear growth from 0.
-      weight_decay: on matrices only, not on norm scales, biases or the codebook's buffers.
+      weight_decay: on the leaves of `decay_mask`.
       clip_norm: bound on the global gradient norm.
       ema_decay: decay of the parameters' moving average per step; 0 keeps none.
 
@@ -118,10 +118,12 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the leaves that weight decay shrinks: the matrices.
+    """True for the leaves that weight decay shrinks: kernels, embeddings, the output matrix and the
+    codebook; False for norm scales, biases and the features of the null caption.
 
-    By name rather than by rank as the original, because scanned layers' norm scales are stacked
-    to rank 2.
+    These are the original's parameters of two and more dimensions. They are told by name because
+    scanned layers' norm scales are stacked to rank 2, and the null caption's features, a buffer in
+    the original, have rank 2 too.
     """
     undecayed = ("scale", "bias", "null_features")
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in undecayed, params)

@@ -25,6 +25,8 @@ DIGITS = DataConfig(
     random_flip=True,
     fast_decode=False,
     workers=0,
+    caption_weights=(),
+    skip_small=False,
 )
 
 

@@ -73,13 +73,13 @@ def test_photos_refuse_another_split_and_need_scikit_image(monkeypatch):
     with pytest.raises(InputError, match="no split 'tset': did you mean 'test'"):
         PhotosSource("tset")
     monkeypatch.setitem(sys.modules, "skimage.data", None)
-    with pytest.raises(InputError, match=r'pip install "llamagen_jax\[eval\]"'):
+    with pytest.raises(InputError, match=r'pip install "llamagen_jax\[demo\]"'):
         PhotosSource("train")
 
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(InputError, match=r'pip install "llamagen_jax\[eval\]"'):
+    with pytest.raises(InputError, match=r'pip install "llamagen_jax\[demo\]"'):
         DigitsSource("train")
 
 

@@ -11,7 +11,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import itertools
 import json
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 from absl import logging
 from tqdm import tqdm
 
@@ -257,14 +257,14 @@ def _extract_shard(partial: Path, i: int, extraction: Extraction, bar: tqdm) -> 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds a file's lock, which the system takes from a process that is killed."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another run is at work on shard {path.stem} of {path.parents[1]}; wait for it, "
-                "or give each process its own process index"
-            ) from None
+    try:
+        lock = filelock.FileLock(path).acquire(blocking=False)
+    except filelock.Timeout:
+        raise InputError(
+            f"another run is at work on shard {path.stem} of {path.parents[1]}; wait for it, "
+            "or give each process its own process index"
+        ) from None
+    with lock:
         yield
 
 

@@ -1,6 +1,5 @@
 """Extractions: complete, in order, resumable after a kill, and shared by processes."""
 
-import fcntl
 import functools
 import logging
 import os
@@ -11,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 import tiny
 
@@ -179,10 +179,9 @@ def test_impossible_sizes(field):
 
 def test_a_shard_that_another_run_writes_is_left_to_it(tmp_path):
     interrupted(tmp_path / "out", at=13)
-    with (tmp_path / "out.partial" / "progress" / "00002.lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another run is at work on shard 00002"):
-            extract.extract(tmp_path / "out", extraction())
+    lock = filelock.FileLock(tmp_path / "out.partial" / "progress" / "00002.lock")
+    with lock, pytest.raises(InputError, match="another run is at work on shard 00002"):
+        extract.extract(tmp_path / "out", extraction())
     extract.extract(tmp_path / "out", extraction())
     assert written(tmp_path / "out") == list(range(22))
 

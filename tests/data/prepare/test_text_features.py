@@ -156,6 +156,7 @@ def config(packed, workers=0):
         fast_decode=False,
         workers=workers,
         caption_weights=(("long", 0.6), ("short", 0.4)),
+        skip_small=False,
     )
 
 

@@ -1,0 +1,1 @@
+"""Configurations of whole experiments, see `training.config_files`."""
