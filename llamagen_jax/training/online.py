@@ -1,37 +1,39 @@
 """Training a generator on images and captions: frozen models encode every batch on the devices.
 
-The alternative to packing codes and features first (`data.prepare codes` and `prepare text`): no
+The alternative to making codes and features first (`data.prepare codes` and `prepare text`): no
 files in between and other crops in every epoch, for the price of encoding everything every time.
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
 
+from llamagen_jax.data.pipeline import Condition
 from llamagen_jax.errors import InputError
 from llamagen_jax.image_tokenizer import encoder
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.text.encoder import TextEncoder, caption_features
 from llamagen_jax.text.tokenizer import tokenize_caption
 from llamagen_jax.training.config import GeneratorTraining
-from llamagen_jax.training.task import Task
 
 
-def from_images(
-    task: Task, config: GeneratorTraining, vqgan: tuple[VQGAN, dict] | None, mesh: Mesh
-) -> Task:
-    """A generator's task on codes, fed with images instead, and with captions where it reads text.
+def open_encoders(
+    config: GeneratorTraining, vqgan: tuple[VQGAN, dict] | None, mesh: Mesh
+) -> tuple[Condition, Callable[[dict], dict]]:
+    """What feeds a generator's task on codes with images, and with captions where it reads text.
 
-    The functions that encode are those of the packing commands, so the same images and captions
-    give the same codes, and the same features up to bfloat16's rounding at another batch size.
+    The functions that encode are those of `data.prepare`, so the same images and captions give the
+    same codes, and the same features up to bfloat16's rounding at another batch size.
 
     Args:
-      task: of `generator.make_task`.
       config: of the run; `config.text_encoder` is opened for a text-conditional model.
       vqgan: model and parameters of `config.tokenizer`.
       mesh: the text encoder's parameters are split over it, the tokenizer's are copied.
+
+    Returns:
+      `condition` and `encode` of an `OpenTask`.
 
     Raises:
       InputError: an encoder is not named, cannot be opened or does not fit the model or the data.
@@ -54,7 +56,7 @@ def from_images(
             rest["features"] = caption_features(t5, t5_params, tokens, rest["mask"])
         return rest | {"codes": codes.reshape(len(images), -1)}
 
-    return dataclasses.replace(task, condition=condition, encode=functools.partial(encode, frozen))
+    return condition, functools.partial(encode, frozen)
 
 
 def _check_tokenizer(
