@@ -66,10 +66,10 @@ def train(task: OpenTask, workdir: Path) -> TrainState:
             progress.add(step, metrics, skipped)
             if _due(config, step, config.log_every):
                 log.scalars(step, "train", progress.since_last_log())
-            if task.held_out and _due(config, step, config.eval_every):
+            if task.held_out is not None and _due(config, step, config.eval_every):
                 log.scalars(step, "eval", _evaluate(task, task.held_out, eval_step, state))
             if task.preview and _due(config, step, config.sample_every):
-                shown = _first_batch(task, task.held_out) if task.held_out else batch
+                shown = batch if task.held_out is None else _first_batch(task, task.held_out)
                 log.pictures(step, to_uint8(task.preview(state.eval_params, shown)))
             if _due(config, step, config.checkpoint_every):
                 progress.check_finite()
