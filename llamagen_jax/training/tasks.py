@@ -78,7 +78,8 @@ def _open_generator(config: GeneratorTraining, mesh: Mesh) -> OpenTask:
         vqgan = open_tokenizer(config.tokenizer, batch_size=config.batch_size)
     source, held_out = _open_data(config.data)
     if data_checks.holds_codes(source):
-        data_checks.check_codes(config, source, held_out and held_out.manifest, vqgan and vqgan[1])
+        held_out_manifest = None if held_out is None else held_out.manifest
+        data_checks.check_codes(config, source, held_out_manifest, vqgan and vqgan[1])
         condition, encode = "stored", None
     else:
         data_checks.check_classes(config, source)
