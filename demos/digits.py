@@ -43,7 +43,8 @@ def stages() -> dict[str, list[str]]:
 def measure() -> list[Figure]:
     """Figures of the finished run; also draws real digits beside their reconstructions."""
     import llamagen_jax as lg
-    from llamagen_jax.data.sources import ArrayRecordSource, DigitsSource
+    from llamagen_jax.data.package_sources import DigitsSource
+    from llamagen_jax.data.sources import ArrayRecordSource
     from llamagen_jax.images import from_uint8, grid, save_png, to_uint8
 
     real = {split: list(DigitsSource(split)) for split in ("train", "test")}

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.extend
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 # Dense bfloat16 FLOP/s per chip in the vendors' data sheets, by a part of JAX's `device_kind`.
 _PEAKS = {
@@ -35,6 +36,13 @@ def count(function: Callable, *arguments: Any) -> float:
       arguments: arrays or ShapeDtypeStructs.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def count_traced(traced: jax.stages.Traced) -> float:
+    """FLOPs as of `count`, of a function that is traced; what it has no use for does not count."""
+    jaxpr = traced.jaxpr.jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(used)
 
 
 def _count(jaxpr) -> float:

@@ -17,11 +17,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from llamagen_jax import zoo
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.training import config_files, dry_run
-from llamagen_jax.training.config import GeneratorTraining, from_mapping
-from llamagen_jax.training.loop import make_mesh, make_task, train
+from llamagen_jax.training.config import from_mapping
+from llamagen_jax.training.loop import train
+from llamagen_jax.training.tasks import make_mesh, make_task, open_task
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -75,16 +75,13 @@ def main(_):
             if _DEVICES.value:
                 jax.config.update("jax_platforms", "cpu")
                 jax.config.update("jax_num_cpu_devices", _DEVICES.value)
-            print(dry_run.report(make_task(config), config, make_mesh(config)))
+            print(dry_run.report(make_task(config), make_mesh(config)))
             return
         if not _WORKDIR.value:
             raise InputError("--workdir is missing: name the folder to write to")
         if _DISTRIBUTED.value or _COORDINATOR.value:
             _join_processes()
-        vqgan = None
-        if isinstance(config, GeneratorTraining) and config.tokenizer:
-            vqgan = zoo.load(config.tokenizer)
-        train(config, Path(_WORKDIR.value), vqgan)
+        train(open_task(config, make_mesh(config)), Path(_WORKDIR.value))
 
 
 def _join_processes():

@@ -18,7 +18,10 @@ from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.t5 import T5Config
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
-from llamagen_jax.training.loop import make_task
+from llamagen_jax.training import loop
+from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining
+from llamagen_jax.training.optimizer import TrainState
+from llamagen_jax.training.tasks import make_mesh, open_task
 from llamagen_jax.weights import export
 from llamagen_jax.weights import t5 as t5_weights
 from llamagen_jax.weights.torch_files import Tensor, write_safetensors
@@ -109,11 +112,20 @@ def meshes(*shapes: tuple[int, int, int]) -> list[Mesh]:
     ]
 
 
+def train(config: TokenizerTraining | GeneratorTraining, workdir: Path) -> TrainState:
+    """What the command `train.py` does."""
+    return loop.train(open_task(config, make_mesh(config)), workdir)
+
+
 def losses(config, mesh: Mesh, steps: int = 3) -> list[float]:
     """Losses of the first training steps."""
-    task = make_task(config)
+    task = open_task(config, mesh)
     batches = train_batches(
-        config.data, batch_size=config.batch_size, seed=config.seed, condition=task.condition
+        task.source,
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        condition=task.condition,
     )
     with jax.set_mesh(mesh):
         state = sharding.sharded_init(task.init, config.sharding_rules, mesh)

@@ -18,13 +18,15 @@ from PIL import Image
 
 from llamagen_jax import flops, sharding, zoo
 from llamagen_jax.data.pipeline import train_batches
+from llamagen_jax.data.sources import open_source
 from llamagen_jax.models import attention
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.training import config_files, dry_run, generator, tokenizer
 from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining, from_mapping
-from llamagen_jax.training.loop import make_mesh
+from llamagen_jax.training.task import Task
+from llamagen_jax.training.tasks import make_mesh
 
 _TEXT_TOKENS = 120
 
@@ -109,14 +111,15 @@ def _train_generator(bench: Bench) -> Iterator[Figure]:
         "codes": jnp.zeros((s.batch_size, length), jnp.int32),
         "label": jnp.zeros(s.batch_size, jnp.int32),
     }
+    call, work = _steps(task, batch)
     yield bench.figure(
         "train step, generator",
         f"{s.generator} {s.dtype}, codes [{s.batch_size}, {length}]",
-        _steps(task, batch),
+        call,
         count=s.batch_size * length,
         unit="codes",
         limit="matrix product",
-        work=s.batch_size * task.flops_per_example,
+        work=work,
     )
 
 
@@ -124,18 +127,20 @@ def _train_tokenizer(bench: Bench) -> Iterator[Figure]:
     s, config = bench.setting, _tokenizer_config(bench.setting)
     task = tokenizer.make_task(config)
     batch = {"image": jnp.zeros((s.image_batch_size, 256, 256, 3), jnp.uint8)}
+    call, work = _steps(task, batch)
     yield bench.figure(
         "train step, tokenizer",
         f"{s.tokenizer} {s.dtype}, images {list(batch['image'].shape)}",
-        _steps(task, batch),
+        call,
         count=s.image_batch_size,
         unit="images",
         limit="matrix product",
-        work=s.image_batch_size * task.flops_per_example,
+        work=work,
     )
 
 
-def _steps(task, batch: dict) -> Callable[[], Any]:
+def _steps(task: Task, batch: dict) -> tuple[Callable[[], Any], float]:
+    """A function that takes one training step, and the FLOPs of one."""
     step, state = jax.jit(task.train_step, donate_argnums=0), jax.jit(task.init)()
 
     def call():
@@ -143,7 +148,7 @@ def _steps(task, batch: dict) -> Callable[[], Any]:
         state, metrics = step(state, batch)
         return metrics
 
-    return call
+    return call, task.step_flops(step.trace(state, batch))
 
 
 def _decode(bench: Bench) -> Iterator[Figure]:
@@ -218,7 +223,7 @@ def _compile(bench: Bench) -> Iterator[Figure]:
             # A new task each time, since JAX remembers what it traced.
             task, mesh = generator.make_task(config), make_mesh(config)
             state = sharding.abstract_init(task.init, config.sharding_rules, mesh)
-            dry_run.compile_step(task, state, config.batch_size, mesh)
+            dry_run.trace_step(task, state, mesh).lower().compile()
             seconds.append(time.perf_counter() - started)
         median = statistics.median(seconds)
         yield Figure("compile the train step", f"{name} {s.dtype}", median, 1 / median, "programs")
@@ -231,7 +236,8 @@ def _input(bench: Bench) -> Iterator[Figure]:
             config = dataclasses.replace(
                 _tokenizer_config(bench.setting).data, train=folder, fast_decode=fast, workers=0
             )
-            batches = train_batches(config, batch_size=64, seed=0)
+            source = open_source(config.source, config.train)
+            batches = train_batches(source, config, batch_size=64, seed=0)
             yield bench.figure(
                 f"input pipeline, {'fast' if fast else 'parity'} decoding",
                 f"JPEG 1024x768, {size} kB, to [64, 256, 256, 3], {os.cpu_count()} cores",

@@ -20,7 +20,7 @@ from absl import flags, logging
 from PIL import Image
 
 from llamagen_jax.data import transforms
-from llamagen_jax.data.sources import SOURCES, Source, open_source
+from llamagen_jax.data.sources import SOURCES, Source
 from llamagen_jax.errors import InputError, nearest
 
 # What stands beside the images or codes of a batch, see `train_batches`.
@@ -81,6 +81,7 @@ class DataConfig:
 
 
 def train_batches(
+    source: Source,
     config: DataConfig,
     *,
     batch_size: int,
@@ -97,6 +98,8 @@ def train_batches(
     by the next whole one of the stream; "skipped" (bool [b]) tells where.
 
     Args:
+      source: of the training data.
+      config: how its records are prepared.
       condition: None for batches without one. "stored" for "label" (int32 [b]) or, with
         `config.caption_weights`, for "features" (bfloat16 [b, T, C], zero at padding, which is on
         the left) and "mask" (bool [b, T], False at padding) of the caption that is drawn; T is the
@@ -108,12 +111,13 @@ def train_batches(
 
     Close the iterator if `config.workers` > 0.
 
-    Raises InputError if the data cannot be opened, or, while iterating, if a record is of another
-    kind (neither image nor codes, or without the condition), or if 1000 records in a row are
-    broken. A record without any of the captions is a broken one.
+    Raises InputError, while iterating, if a record is of another kind (neither image nor codes, or
+    without the condition), or if 1000 records in a row are broken. A record without any of the
+    captions is a broken one.
     """
     share = batch_size // process_count
-    batches = _TrainBatches(config, condition, batch_size, seed, process_index * share, share)
+    first = process_index * share
+    batches = _TrainBatches(source, config, condition, batch_size, seed, first, share)
     iterator = (
         grain.MapDataset.source(batches)[start:]
         # Elements are whole batches: a long buffer would load thousands of records ahead.
@@ -128,6 +132,7 @@ def train_batches(
 
 
 def eval_batches(
+    source: Source,
     config: DataConfig,
     *,
     batch_size: int,
@@ -141,13 +146,16 @@ def eval_batches(
     with "weight" (float32 [b]) instead of "skipped": 1 for a record, 0 for a row that pads. All
     processes get the same number of batches. Broken records are left out with a warning.
 
-    Raises InputError if there is no held-out data, or none that can be read.
+    Args:
+      source: of the held-out data.
+      config: how its records are prepared.
+      condition, batch_size, process_index, process_count: as of `train_batches`.
+
+    Raises InputError if none of the records can be read, or if one is of another kind.
     """
-    if not config.eval:
-        raise InputError("data.eval is empty: name the held-out data to evaluate on")
-    source = open_source(config.source, config.eval)
     load = functools.partial(_load, config, source, condition, _eval_example)
-    padding = next(filter(_is_whole, map(load, range(len(source)))), None)
+    examples = map(load, range(len(source)))
+    padding = next((e for e in examples if not isinstance(e, _Broken)), None)
     if padding is None:
         raise InputError(f"every record of {source!r} is broken: copy or write the data again")
     share = grain.MapDataset.range(len(source)).map(load)[process_index::process_count]
@@ -164,10 +172,6 @@ class _Broken:
     """Stands for a record that cannot be read; says which and why."""
 
     reason: str
-
-
-def _is_whole(example: dict | _Broken) -> bool:
-    return not isinstance(example, _Broken)
 
 
 def _load(
@@ -240,7 +244,10 @@ def _condition(
     if condition != "stored":
         return condition(_choose(config.caption_weights, record["captions"], rng))
     rows = _choose(config.caption_weights, record["text"], rng)
-    padding = source.manifest.text_encoder.length - len(rows)
+    made_by = source.manifest and source.manifest.text_encoder
+    if made_by is None:
+        raise InputError(f"{source!r} tells of no text encoder: make its features again")
+    padding = made_by.length - len(rows)
     return {
         "features": np.pad(rows, ((padding, 0), (0, 0))),
         "mask": np.arange(padding + len(rows)) >= padding,
@@ -253,7 +260,7 @@ def _choose(weights: tuple, by_name: dict[str, Any], rng: np.random.Generator | 
         names = ", ".join(name for name, _ in weights)
         raise ValueError(f"it has no caption of {names}, only: {', '.join(by_name) or 'none'}")
     if rng is None:
-        return by_name[max(present, key=present.get)]
+        return by_name[max(present, key=lambda name: present[name])]
     drawn = np.array(list(present.values()))
     return by_name[rng.choice(list(present), p=drawn / drawn.sum())]
 
@@ -263,6 +270,7 @@ class _TrainBatches:
 
     def __init__(
         self,
+        source: Source,
         config: DataConfig,
         condition: Condition,
         batch_size: int,
@@ -270,17 +278,17 @@ class _TrainBatches:
         first: int,
         count: int,
     ):
-        self._source = open_source(config.source, config.train)
-        self._order = grain.MapDataset.range(len(self._source)).seed(seed).shuffle().repeat()
-        self._load = functools.partial(_load, config, self._source, condition, _train_example)
+        self._source = source
+        self._order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        self._load = functools.partial(_load, config, source, condition, _train_example)
         self._batch_size, self._seed, self._first, self._count = batch_size, seed, first, count
         self._threads = max((os.cpu_count() or 1) // max(config.workers, 1), 1)
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        first = step * self._batch_size + self._first
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        first = index * self._batch_size + self._first
         rows = list(self._pool.map(self._example, range(first, first + self._count)))
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
@@ -290,17 +298,19 @@ class _TrainBatches:
         return concurrent.futures.ThreadPoolExecutor(self._threads)
 
     def _example(self, position: int) -> dict:
+        reason = ""
         for tried in range(_MAX_BROKEN_RUN):
             # By position in the stream, so that a record is augmented anew in every epoch.
             rng = np.random.default_rng((self._seed, position + tried))
             example = self._load(self._order[position + tried], rng)
-            if _is_whole(example):
+            if not isinstance(example, _Broken):
                 return example | {"skipped": np.bool_(tried > 0)}
+            reason = example.reason
             if not tried:
                 _warn(example)
         raise InputError(
             f"{_MAX_BROKEN_RUN} records in a row of {self._source!r} are broken, "
-            f"the last: {example.reason}; copy or write the data again"
+            f"the last: {reason}; copy or write the data again"
         )
 
 
@@ -310,10 +320,10 @@ def _warn(broken: _Broken) -> None:
 
 def _without_broken(examples: Iterable[dict | _Broken]) -> Iterator[dict]:
     for example in examples:
-        if _is_whole(example):
-            yield example
-        else:
+        if isinstance(example, _Broken):
             _warn(example)
+        else:
+            yield example
 
 
 def _padded_batches(

@@ -1,18 +1,15 @@
-"""Random-access sources of labelled images or codes.
-
-A source has a length, gives records by index (see `records` for their keys), knows its class
-names, names a record for messages, and can be pickled: files are opened in the process that
-reads them. Reading a damaged record raises whatever the reader raises.
-"""
+"""Random-access sources of labelled or captioned images, or of their codes."""
 
 import bisect
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
+from llamagen_jax.data.package_sources import DigitsSource, PhotosSource, TfdsSource
 from llamagen_jax.data.records import Manifest, open_shards, unpack
 from llamagen_jax.data.tar_shards import TarShardsSource
 from llamagen_jax.errors import InputError, nearest
@@ -20,112 +17,38 @@ from llamagen_jax.errors import InputError, nearest
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
-class DigitsSource:
-    """The 1797 handwritten digits that come with scikit-learn, 20 % of each class held out.
+class Source(Protocol):
+    """Records by index; opened once and handed on.
 
-    Records are {"image": uint8 [32, 32, 3] grey, "label": int}. `split` is "train" or "test".
+    A source can be pickled: files are opened in the process that reads them. Its `repr` names it
+    in messages.
     """
 
-    def __init__(self, split: str):
-        """Raises InputError for another split, or without scikit-learn."""
-        if split not in ("train", "test"):
-            raise InputError(
-                f"the digits have no split '{split}': {nearest(split, ('train', 'test'))}"
-            )
-        try:
-            from sklearn.datasets import load_digits
-            from sklearn.model_selection import train_test_split
-        except ImportError:
-            raise InputError(
-                'the digits need scikit-learn: pip install "llamagen_jax[demo]"'
-            ) from None
-        digits = load_digits()
-        train, test = train_test_split(
-            np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0
-        )
-        chosen = train if split == "train" else test
-        self._split = split
-        self._images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
-        self._labels = digits.target[chosen]
-        self.class_names = tuple(map(str, digits.target_names))
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label; () without classes."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What describes the records of a dataset folder; None for any other source."""
+        ...
 
     def __len__(self) -> int:
-        return len(self._labels)
+        """The number of records."""
+        ...
 
     def __getitem__(self, index: int) -> dict:
-        small = Image.fromarray(self._images[index])
-        image = small.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB")
-        return {"image": np.asarray(image), "label": int(self._labels[index])}
+        """A record, see `records` for its keys.
+
+        Raises IndexError for indices outside of 0 ... len - 1, and whatever the reader raises on a
+        damaged record.
+        """
+        ...
 
     def name(self, index: int) -> str:
-        return f"digit {index} of '{self._split}'"
-
-    def __repr__(self) -> str:
-        return f"DigitsSource('{self._split}', {len(self)} records)"
-
-
-class PhotosSource:
-    """Tiles of the photographs that come with scikit-image, every fifth of each photo held out.
-
-    Tiles do not overlap, so that no pixel is both in "train" and in "test", the two `split`s.
-    Records are {"image": uint8 [96, 96, 3], "label": int}; labels number the photos.
-    """
-
-    # Those that are in scikit-image's wheel itself, without drawings and without the second
-    # picture of the stereo pair, which shows what the first does.
-    class_names = (
-        "astronaut.png",
-        "brick.png",
-        "camera.png",
-        "chelsea.png",
-        "coffee.png",
-        "coins.png",
-        "grass.png",
-        "gravel.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "moon.png",
-        "motorcycle_left.png",
-        "rocket.jpg",
-    )
-    _SIDE = 96
-
-    def __init__(self, split: str):
-        """Raises InputError for another split, or without scikit-image."""
-        if split not in ("train", "test"):
-            raise InputError(
-                f"the photos have no split '{split}': {nearest(split, ('train', 'test'))}"
-            )
-        try:
-            import skimage.data
-        except ImportError:
-            raise InputError(
-                'the photos need scikit-image: pip install "llamagen_jax[demo]"'
-            ) from None
-        self._split = split
-        self._tiles = []
-        for label, name in enumerate(self.class_names):
-            with Image.open(Path(skimage.data.__file__).parent / name) as photo:
-                tiles = self._cut(np.asarray(photo.convert("RGB")))
-            chosen = [tile for i, tile in enumerate(tiles) if (i % 5 == 4) == (split == "test")]
-            self._tiles += [(tile, label) for tile in chosen]
-
-    def _cut(self, photo: np.ndarray) -> list[np.ndarray]:
-        rows, columns = (range(0, side - self._SIDE + 1, self._SIDE) for side in photo.shape[:2])
-        return [photo[y : y + self._SIDE, x : x + self._SIDE] for y in rows for x in columns]
-
-    def __len__(self) -> int:
-        return len(self._tiles)
-
-    def __getitem__(self, index: int) -> dict:
-        image, label = self._tiles[index]
-        return {"image": image, "label": label}
-
-    def name(self, index: int) -> str:
-        return f"tile {index} of '{self._split}'"
-
-    def __repr__(self) -> str:
-        return f"PhotosSource('{self._split}', {len(self)} records)"
+        """What the record is called in messages."""
+        ...
 
 
 class ImageFolderSource:
@@ -133,6 +56,8 @@ class ImageFolderSource:
 
     Records are {"image": encoded bytes, "label": int}.
     """
+
+    manifest = None
 
     def __init__(self, folder: str | os.PathLike):
         """Raises InputError if the folder is missing or has no images."""
@@ -220,15 +145,16 @@ class MixedCodesSource:
         self._sources = [ArrayRecordSource(folder) for folder in folders]
         self.manifest = self._sources[0].manifest
         self.class_names = self.manifest.class_names
+        first = self.manifest.tokenizer
         for source in self._sources:
-            if source.manifest.tokenizer is None:
+            made_by = source.manifest.tokenizer
+            if first is None or made_by is None:
                 raise InputError(f"{source!r} holds no codes: only folders of codes can be mixed")
             self._check("records", source, len(self._sources[0]), len(source))
             for field in ("code_shape", "class_names"):
                 wanted, found = (getattr(m, field) for m in (self.manifest, source.manifest))
                 self._check(field, source, wanted, found)
-            tokenizers = self.manifest.tokenizer, source.manifest.tokenizer
-            self._check("tokenizer", source, *(tokenizer.sha256 for tokenizer in tokenizers))
+            self._check("tokenizer", source, first.sha256, made_by.sha256)
 
     def _check(self, what: str, source: ArrayRecordSource, wanted, found) -> None:
         if found != wanted:
@@ -255,82 +181,7 @@ class MixedCodesSource:
         return f"MixedCodesSource({', '.join(map(repr, self._folders))}, {len(self)} records)"
 
 
-class TfdsSource:
-    """A split of a built TensorFlow dataset of labelled images, read without TensorFlow.
-
-    Records are {"image": encoded bytes, "label": int}.
-    """
-
-    def __init__(self, location: str):
-        """Opens "NAME[/CONFIG][:VERSION]/SPLIT", such as "imagenet2012:5.1.0/train".
-
-        It is looked for in the folder TFDS_DATA_DIR, by default ~/tensorflow_datasets.
-
-        Raises InputError without tensorflow-datasets, or if the dataset has not been built there
-        in a file format of random access, or has no such split or no labelled images.
-        """
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError:
-            raise InputError(
-                "source 'tfds' needs tensorflow-datasets: pip install \"llamagen_jax[prepare]\""
-            ) from None
-        self._location = location
-        name, _, split = location.rpartition("/")
-        if not name:
-            raise InputError(f"'{location}' names no split: write NAME:VERSION/SPLIT")
-        skip = {"image": tfds.decode.SkipDecoding()}
-        try:
-            builder = tfds.builder(name)
-            if not builder.is_prepared():
-                raise InputError(
-                    f"'{name}' is not in {builder.data_path}: set TFDS_DATA_DIR to where it is, or "
-                    f"build it with: tfds build {name} --file_format=array_record"
-                )
-            self._records = builder.as_data_source(split=split, decoders=skip)
-        except InputError:
-            raise
-        # Unknown names, versions, splits and unfit file formats raise errors of many types.
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(
-                f"cannot open the TensorFlow dataset '{location}': {reason} (only the file formats "
-                "array_record and parquet can be read)"
-            ) from error
-        features = builder.info.features
-        if not {"image", "label"} <= features.keys():
-            raise InputError(f"'{location}' has no image and label but: {', '.join(features)}")
-        self.class_names = tuple(features["label"].names)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        record = self._records[index]
-        return {"image": record["image"], "label": int(record["label"])}
-
-    def name(self, index: int) -> str:
-        return f"record {index} of '{self._location}'"
-
-    def __repr__(self) -> str:
-        return (
-            f"TfdsSource('{self._location}', {len(self)} records, {len(self.class_names)} classes)"
-        )
-
-
-Source = (
-    DigitsSource
-    | PhotosSource
-    | ImageFolderSource
-    | ArrayRecordSource
-    | MixedCodesSource
-    | TarShardsSource
-    | TfdsSource
-)
-
-SOURCES = {
+SOURCES: dict[str, Callable[..., Source]] = {
     "digits": DigitsSource,
     "photos": PhotosSource,
     "image_folder": ImageFolderSource,

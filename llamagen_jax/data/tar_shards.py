@@ -41,6 +41,7 @@ class TarShardsSource:
     """
 
     class_names: tuple[str, ...] = ()
+    manifest = None
 
     def __init__(self, folder: str | os.PathLike):
         """Raises InputError if the folder is missing or has no shard that can be read."""

@@ -8,13 +8,12 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from llamagen_jax import sharding
-from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining
 from llamagen_jax.training.task import Task
 
 _GIB = 2**30
 
 
-def report(task: Task, config: TokenizerTraining | GeneratorTraining, mesh: Mesh) -> str:
+def report(task: Task, mesh: Mesh) -> str:
     """The parameters and where they are, memory per device and FLOPs per step, as text.
 
     "Activations and gradients" are the temporaries of the step as compiled for the platform at
@@ -23,11 +22,11 @@ def report(task: Task, config: TokenizerTraining | GeneratorTraining, mesh: Mesh
     Raises:
       InputError: a sharding rule does not fit, see `sharding.tree_shardings`.
     """
-    state = sharding.abstract_init(task.init, config.sharding_rules, mesh)
+    state = sharding.abstract_init(task.init, task.config.sharding_rules, mesh)
     params, everything = bytes_per_device(state.params), bytes_per_device(state)
-    compiled = compile_step(task, state, config.batch_size, mesh)
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    flops = config.batch_size * task.flops_per_example
+    traced = trace_step(task, state, mesh)
+    temporaries = traced.lower().compile().memory_analysis().temp_size_in_bytes
+    flops = task.step_flops(traced)
     lines = [
         ("devices", " x ".join(f"{name} {size}" for name, size in mesh.shape.items())),
         ("parameters, GiB per device", f"{params / _GIB:.2f}"),
@@ -41,20 +40,15 @@ def report(task: Task, config: TokenizerTraining | GeneratorTraining, mesh: Mesh
     return "\n".join([table, "", *(f"{name:40}{value:>12}" for name, value in lines)])
 
 
-def compile_step(task: Task, state: Any, batch_size: int, mesh: Mesh) -> jax.stages.Compiled:
-    """The training step, compiled for this platform from shapes.
+def trace_step(task: Task, state: Any, mesh: Mesh) -> jax.stages.Traced:
+    """The training step, traced from shapes; it can be lowered and compiled.
 
     Args:
       state: of `sharding.abstract_init`.
-      batch_size: examples per step over all devices.
     """
-    rows = sharding.batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct((batch_size, *leaf.shape), leaf.dtype, sharding=rows)
-        for name, leaf in task.example.items()
-    }
     with jax.set_mesh(mesh):
-        return jax.jit(task.train_step, donate_argnums=0).lower(state, batch).compile()
+        step = jax.jit(task.train_step, donate_argnums=0)
+        return step.trace(state, task.batch_shapes(mesh))
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -1,51 +1,55 @@
 """Training a generator on images and captions: frozen models encode every batch on the devices.
 
-The alternative to packing codes and features first (`data.prepare codes` and `prepare text`): no
+The alternative to making codes and features first (`data.prepare codes` and `prepare text`): no
 files in between and other crops in every epoch, for the price of encoding everything every time.
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
 
+from llamagen_jax.data.pipeline import Condition
 from llamagen_jax.errors import InputError
 from llamagen_jax.image_tokenizer import ModelTokenizer
 from llamagen_jax.images import from_uint8
-from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.text.encoder import TextEncoder, caption_features
 from llamagen_jax.text.tokenizer import tokenize_caption
 from llamagen_jax.training.config import GeneratorTraining
-from llamagen_jax.training.task import Task
 
 
-def from_images(
-    task: Task, config: GeneratorTraining, vqgan: tuple[VQGAN, dict] | None, mesh: Mesh
-) -> Task:
-    """A generator's task on codes, fed with images instead, and with captions where it reads text.
+def open_encoders(
+    config: GeneratorTraining, tokenizer: ModelTokenizer | None, mesh: Mesh
+) -> tuple[Condition, Callable[[dict], dict]]:
+    """What feeds a generator's task on codes with images, and with captions where it reads text.
 
-    The functions that encode are those of the packing commands, so the same images and captions
-    give the same codes, and the same features up to bfloat16's rounding at another batch size.
+    The functions that encode are those of `data.prepare`, so the same images and captions give the
+    same codes, and the same features up to bfloat16's rounding at another batch size.
 
     Args:
-      task: of `generator.make_task`.
       config: of the run; `config.text_encoder` is opened for a text-conditional model.
-      vqgan: model and parameters of `config.tokenizer`.
+      tokenizer: of `config.tokenizer`.
       mesh: the text encoder's parameters are split over it, the tokenizer's are copied.
+
+    Returns:
+      `condition` and `encode` of an `OpenTask`.
 
     Raises:
       InputError: an encoder is not named, cannot be opened or does not fit the model or the data.
     """
-    model, vqgan_params = _check_tokenizer(config, vqgan)
+    if tokenizer is None:
+        raise InputError(
+            f"config.data.train={config.data.train} holds images: name the config.tokenizer that "
+            "turns them into codes, or make codes with `python -m llamagen_jax.data.prepare codes`"
+        )
+    _check_tokenizer(config, tokenizer)
     condition, t5, t5_params = "stored", None, None
     if config.model.condition == "text":
         text_encoder = _load_text_encoder(config, mesh)
         condition = functools.partial(tokenize_caption, text_encoder.tokenizer, text_encoder.length)
         t5, t5_params = text_encoder.model, text_encoder.params
-    tokenizer = jax.device_put(
-        ModelTokenizer(model, vqgan_params), jax.NamedSharding(mesh, jax.P())
-    )
+    tokenizer = jax.device_put(tokenizer, jax.NamedSharding(mesh, jax.P()))
     frozen = tokenizer, t5_params
 
     @jax.jit
@@ -58,29 +62,21 @@ def from_images(
             rest["features"] = caption_features(t5, t5_params, tokens, rest["mask"])
         return rest | {"codes": codes.reshape(len(images), -1)}
 
-    return dataclasses.replace(task, condition=condition, encode=functools.partial(encode, frozen))
+    return condition, functools.partial(encode, frozen)
 
 
-def _check_tokenizer(
-    config: GeneratorTraining, vqgan: tuple[VQGAN, dict] | None
-) -> tuple[VQGAN, dict]:
-    if vqgan is None:
-        raise InputError(
-            f"config.data.train={config.data.train} holds images: name the config.tokenizer that "
-            "turns them into codes, or make codes with `python -m llamagen_jax.data.prepare codes`"
-        )
-    size, made = config.data.image_size, vqgan[0].config
-    if size != config.model.grid_size * made.downsampling:
+def _check_tokenizer(config: GeneratorTraining, tokenizer: ModelTokenizer) -> None:
+    size, (rows, columns) = config.data.image_size, config.model.grid
+    if size != rows * tokenizer.downsampling or rows != columns:
         raise InputError(
             f"config.data.image_size={size} does not give the grid_size={config.model.grid_size} "
-            f"of config.model: the tokenizer makes a code of {made.downsampling} pixels"
+            f"of config.model: the tokenizer makes a code of {tokenizer.downsampling} pixels"
         )
-    if made.codebook_size > config.model.vocab_size:
+    if tokenizer.codebook_size > config.model.vocab_size:
         raise InputError(
-            f"the tokenizer has {made.codebook_size} codes but config.model.vocab_size="
+            f"the tokenizer has {tokenizer.codebook_size} codes but config.model.vocab_size="
             f"{config.model.vocab_size}; raise it"
         )
-    return vqgan
 
 
 def _load_text_encoder(config: GeneratorTraining, mesh: Mesh) -> TextEncoder:

@@ -1,19 +1,17 @@
 """Training steps of the VQGAN on images (paper section 2.1), with its discriminator."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from clu import metrics
 
 from llamagen_jax import flops, losses, sharding, zoo
 from llamagen_jax.errors import InputError
-from llamagen_jax.images import from_uint8, to_uint8
+from llamagen_jax.images import from_uint8
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training import codebook
@@ -30,7 +28,6 @@ from llamagen_jax.training.task import Task
 from llamagen_jax.weights import lpips as lpips_weights
 from llamagen_jax.weights.shapes import check_params
 
-_PREVIEW_IMAGES = 16
 _SCALARS = (
     "loss",
     "grad_norm",
@@ -96,40 +93,33 @@ def load_weights(config: TokenizerTraining) -> Weights:
     return Weights(vqgan, lpips)
 
 
-def make_task(config: TokenizerTraining, weights: Weights | None = None) -> Task:
-    """The VQGAN's side of the training loop.
-
-    Args:
-      config: of the run.
-      weights: of `load_weights`; without them `Task.load` is None, and LPIPS is 0 everywhere.
-    """
-    training = _Training(config)
-    size = config.data.image_size
-    batch = {"image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)}
-    # Without the backward passes of the adaptive weight, of which next to nothing is computed.
-    loss = dataclasses.replace(config.loss, adaptive_weight=False)
-    counted = _Training(dataclasses.replace(config, loss=loss))
-    return Task(
-        training.init,
-        training.train_step,
-        training.eval_step,
-        training.preview,
-        example={"image": jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)},
-        codes_per_example=(size // config.model.downsampling) ** 2,
-        flops_per_example=flops.count(counted.train_step, jax.eval_shape(counted.init), batch),
-        condition=None,
-        load=functools.partial(_load, weights) if weights else None,
-        warning=training.warning,
-    )
-
-
-def _load(weights: Weights, state: TokenizerState) -> TokenizerState:
+def put_weights(weights: Weights, state: TokenizerState) -> TokenizerState:
     """The state with the parameters from files in place of the drawn ones."""
     if weights.vqgan is not None:
         state = with_params(state, weights.vqgan)
     if weights.lpips is not None:
         state = state.replace(lpips=sharding.put_like(weights.lpips, state.lpips))
     return state
+
+
+def make_task(config: TokenizerTraining) -> Task:
+    """The VQGAN's side of the training loop; LPIPS is 0 everywhere without `put_weights`."""
+    training, size = _Training(config), config.data.image_size
+    finite = ("loss", "grad_norm")
+    if config.loss.adversarial_weight:
+        finite += ("discriminator_loss", "discriminator_grad_norm")
+    return Task(
+        config=config,
+        compute_dtype=config.model.dtype,
+        init=training.init,
+        train_step=training.train_step,
+        eval_step=training.eval_step,
+        example={"image": jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)},
+        codes_per_example=(size // config.model.downsampling) ** 2,
+        step_flops=flops.count_traced,
+        finite=finite,
+        warning=training.warning,
+    )
 
 
 class _Training:
@@ -228,11 +218,6 @@ class _Training:
             code_counts=self._count(output.codes, batch["weight"]),
             mask=batch["weight"],
         )
-
-    def preview(self, params: dict, batch: dict) -> np.ndarray:
-        images = from_uint8(sharding.fetch(batch["image"])[:_PREVIEW_IMAGES])
-        output = jax.jit(self._model.apply)({"params": params}, images)
-        return to_uint8(np.stack([images, sharding.fetch(output.reconstruction)]))
 
     def warning(self, step: int, values: Mapping[str, Any]) -> str | None:
         side = self._config.data.image_size // self._config.model.downsampling

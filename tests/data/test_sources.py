@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llamagen_jax.data.package_sources import DigitsSource, PhotosSource, TfdsSource
 from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.data.sources import (
     ArrayRecordSource,
-    DigitsSource,
     ImageFolderSource,
-    PhotosSource,
-    TfdsSource,
     open_source,
 )
 from llamagen_jax.errors import InputError
@@ -146,6 +144,7 @@ def test_sources_open_by_kind_and_survive_pickling(kind, dataset, image_folder):
     copy = pickle.loads(pickle.dumps(source))
     assert repr(copy) == repr(source)
     assert str(location) in repr(source)
+    assert (source.manifest is not None) == (kind == "array_record")
     assert copy[0]["label"] == first["label"]
     np.testing.assert_array_equal(copy[0]["image"], first["image"])
 

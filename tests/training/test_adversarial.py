@@ -13,11 +13,11 @@ import tiny
 
 from llamagen_jax import checkpoint, sharding
 from llamagen_jax.data.pipeline import train_batches
+from llamagen_jax.data.sources import open_source
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training import codebook, tokenizer
 from llamagen_jax.training.config import from_mapping
-from llamagen_jax.training.loop import train
 from llamagen_jax.weights import export
 
 
@@ -56,7 +56,8 @@ def first_steps(fresh):
     """States and metrics after each of two steps on one device, of the loop's batches."""
     config = adversarial_config()
     step, state, states, values = jax.jit(tokenizer.make_task(config).train_step), fresh, [], []
-    batches = train_batches(config.data, batch_size=config.batch_size, seed=config.seed)
+    source = open_source(config.data.source, config.data.train)
+    batches = train_batches(source, config.data, batch_size=config.batch_size, seed=config.seed)
     for batch in itertools.islice(batches, 2):
         state, metrics = step(state, {"image": batch["image"]})
         states.append(state)
@@ -68,7 +69,7 @@ def first_steps(fresh):
 def finished_run(tmp_path_factory):
     """Work folder and final state."""
     workdir = tmp_path_factory.mktemp("adversarial") / "run"
-    return workdir, train(adversarial_config(), workdir)
+    return workdir, tiny.train(adversarial_config(), workdir)
 
 
 def logged(workdir):
@@ -85,9 +86,13 @@ def test_discriminator_starts_when_it_is_told(fresh, first_steps):
     (before, after), (no_values, values) = first_steps
     assert_same_bits(before.discriminator, fresh.discriminator)
     assert no_values["adversarial_loss"] == no_values["discriminator_loss"] == 0
-    assert no_values["adaptive_weight"] > 0
-    assert values["adversarial_loss"] != 0
-    assert values["discriminator_loss"] > 0
+    real, fake = values["logits_real"], values["logits_fake"]
+    weight = 0.5 * values["adaptive_weight"]
+    np.testing.assert_allclose(values["adversarial_loss"], -weight * fake, rtol=1e-4)
+    # Of the hinge's logits all are on its slope, as those of a fresh discriminator are.
+    np.testing.assert_allclose(
+        values["discriminator_loss"], 0.5 * (1 - real + 1 + fake) / 2, rtol=1e-4
+    )
     now, drawn = after.discriminator, fresh.discriminator
     assert (now.params["conv_0"]["kernel"] != drawn.params["conv_0"]["kernel"]).any()
     assert (now.batch_stats["norm_1"]["mean"] != 0).any()
@@ -118,12 +123,12 @@ def test_resumed_run_ends_with_the_same_bits(finished_run, monkeypatch, caplog):
     shutil.rmtree(workdir / "checkpoints" / "4")
     monkeypatch.setattr(codebook, "collapse_warning", "alarm {} {} {}".format)
     with caplog.at_level(logging.WARNING, logger="absl"):
-        resumed = train(adversarial_config(), workdir)
+        resumed = tiny.train(adversarial_config(), workdir)
     assert_same_bits(resumed, whole)
-    assert (resumed.code_age > 0).any()
     assert_same_bits(checkpoint.load_params(workdir)[2], whole.ema)
 
     after = logged(workdir)
+    assert codebook.usage(resumed.code_age) == after[-1]["train/codebook_usage"]
     assert [line["train/loss"] for line in after] == [line["train/loss"] for line in before]
     for line in after[2:]:
         step, usage = line["step"], line["train/codebook_usage"]
@@ -134,7 +139,7 @@ def test_fine_tuning_starts_from_a_model_alone(tmp_path, fresh):
     config = adversarial_config(init_from=str(tmp_path / "trained"))
     trained = jax.tree.map(lambda leaf: leaf + 1, fresh.params)
     export.write(tmp_path / "trained", VQGAN(config.model), trained)
-    state = tokenizer.make_task(config, tokenizer.load_weights(config)).load(fresh)
+    state = tokenizer.put_weights(tokenizer.load_weights(config), fresh)
     assert_same_bits(state.params, trained)
     assert_same_bits(state.ema, trained)
     assert_same_bits((state.discriminator, state.opt_state), (fresh.discriminator, fresh.opt_state))
@@ -154,12 +159,12 @@ def test_fine_tuning_another_model_is_refused(tmp_path, fresh):
         ),
     ):
         with pytest.raises(InputError, match=message):
-            train(adversarial_config(**changes), tmp_path / "run")
+            tiny.train(adversarial_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_perceptual_loss_without_its_files_is_refused(tmp_path):
     config = adversarial_config(loss__perceptual_weight=1.0, loss__vgg16="vgg16.pth")
     with pytest.raises(InputError, match=r"vgg16\.pth' is no file; get it from https"):
-        train(config, tmp_path / "run")
+        tiny.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

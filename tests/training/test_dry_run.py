@@ -5,7 +5,7 @@ import tiny
 from llamagen_jax import sharding
 from llamagen_jax.training import dry_run
 from llamagen_jax.training.config import from_mapping
-from llamagen_jax.training.loop import make_task
+from llamagen_jax.training.tasks import make_task
 
 
 @pytest.mark.parametrize("task", ["tokenizer", "generator"])
@@ -15,7 +15,7 @@ def test_memory_is_that_of_the_compiled_step(tmp_path, task):
     (mesh,) = tiny.meshes((2, 2, 2))
     task = make_task(config)
     state = sharding.abstract_init(task.init, config.sharding_rules, mesh)
-    compiled = dry_run.compile_step(task, state, config.batch_size, mesh)
+    compiled = dry_run.trace_step(task, state, mesh).lower().compile()
     arguments = compiled.memory_analysis().argument_size_in_bytes
     assert dry_run.bytes_per_device(state) == pytest.approx(arguments, rel=0.15)
 
@@ -24,7 +24,7 @@ def test_report_names_every_parameter_and_allocates_none(tmp_path):
     config = from_mapping(tiny.generator_config(tmp_path, model__dim=320))
     (mesh,) = tiny.meshes((2, 2, 2))
     before = sum(array.nbytes for array in jax.live_arrays())
-    report = dry_run.report(make_task(config), config, mesh)
+    report = dry_run.report(make_task(config), mesh)
     assert sum(array.nbytes for array in jax.live_arrays()) - before < 1e5
     assert "| layers/down/kernel" in report
     assert "(None, 'tensor', 'fsdp')" in report

@@ -15,9 +15,11 @@ from PIL import Image
 from llamagen_jax import checkpoint, sharding, zoo
 from llamagen_jax.data.records import Manifest, TextEncoderId, TokenizerId, write_dataset
 from llamagen_jax.errors import InputError
-from llamagen_jax.training import generator
+from llamagen_jax.training import generator, loop
 from llamagen_jax.training.config import from_mapping
-from llamagen_jax.training.loop import train
+from llamagen_jax.training.optimizer import with_params
+from llamagen_jax.training.tasks import make_mesh, open_task
+from llamagen_jax.weights import export
 from llamagen_jax.weights.integrity import weights_hash
 
 TASKS = ("tokenizer", "generator")
@@ -66,7 +68,7 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path, codes, task, monkeypa
     config = _config(
         task, codes, steps=6, log_every=3, checkpoint_every=3, optimizer__ema_decay=0.9
     )
-    whole = train(config, tmp_path / "whole")
+    whole = tiny.train(config, tmp_path / "whole")
 
     put_batch, calls = sharding.put_batch, []
 
@@ -78,31 +80,49 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path, codes, task, monkeypa
 
     monkeypatch.setattr(sharding, "put_batch", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "cut")
+        tiny.train(config, tmp_path / "cut")
     monkeypatch.undo()
     # A line of a step that the run will take again, and the half of one.
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "train/loss": 0}\n{"step": 6, "tra')
-    resumed = train(config, tmp_path / "cut")
+    resumed = tiny.train(config, tmp_path / "cut")
     _assert_same_bits(resumed, whole)
     assert _metrics(tmp_path / "cut", "train/loss") == _metrics(tmp_path / "whole", "train/loss")
     assert not np.array_equal(jax.tree.leaves(whole.ema)[0], jax.tree.leaves(whole.params)[0])
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_step_is_traced_once(tmp_path, codes, task):
+    """The trace that FLOPs are counted in is the one that is run."""
+    config = _config(task, codes, steps=3)
+    opened = open_task(config, make_mesh(config))
+    traces = []
+
+    def train_step(state, batch):
+        traces.append(batch)
+        return opened.train_step(state, batch)
+
+    counted = dataclasses.replace(opened, train_step=train_step)
+    loop.train(counted, tmp_path / "run")
+    assert len(traces) == 1
+    utilization = _metrics(tmp_path / "run", "train/model_flops_utilization")
+    assert [step for step, _ in utilization] == [2, 3]
+
+
 def test_checkpoint_of_one_mesh_goes_on_on_another(tmp_path, codes):
     config = {"steps": 2, "optimizer__schedule": "constant"}
     sharded = {"data": 2, "fsdp": 2, "tensor": 2}
-    train(_config("generator", codes, **config, mesh=sharded), tmp_path / "moved")
+    tiny.train(_config("generator", codes, **config, mesh=sharded), tmp_path / "moved")
     config["steps"] = 4
-    moved = train(_config("generator", codes, **config, data__eval=""), tmp_path / "moved")
-    whole = train(_config("generator", codes, **config), tmp_path / "whole")
+    moved = tiny.train(_config("generator", codes, **config, data__eval=""), tmp_path / "moved")
+    whole = tiny.train(_config("generator", codes, **config), tmp_path / "whole")
     for a, b in zip(jax.tree.leaves(moved.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_work_folder_holds_what_the_run_promises(tmp_path, codes):
     config = _config("tokenizer", codes, steps=2, sample_every=2, eval_every=2)
-    state = train(config, tmp_path / "run")
+    state = tiny.train(config, tmp_path / "run")
     assert [step for step, _ in _metrics(tmp_path / "run", "train/codebook_usage")] == [2]
     assert 5 < _metrics(tmp_path / "run", "eval/psnr")[0][1] < 40
     picture = Image.open(tmp_path / "run" / "samples" / "step_0000002.png")
@@ -117,8 +137,9 @@ def test_generator_draws_samples_with_its_tokenizer(tmp_path):
     vqgan = tiny.vqgan()
     made_by = TokenizerId("tiny", weights_hash(vqgan[1]), 32)
     codes = tiny.write_codes(tmp_path / "codes", made_by)
-    config = _config("generator", codes, steps=2, sample_every=2, eval_every=2, tokenizer="tiny")
-    train(config, tmp_path / "run", vqgan)
+    export.write(tmp_path / "tokenizer", *vqgan)
+    changes = {"sample_every": 2, "eval_every": 2, "tokenizer": str(tmp_path / "tokenizer")}
+    tiny.train(_config("generator", codes, steps=2, **changes), tmp_path / "run")
     picture = Image.open(tmp_path / "run" / "samples" / "step_0000002.png")
     assert picture.size == (4 * 34 + 2, 8 * 34 + 2)  # four images of each of eight classes
     assert _metrics(tmp_path / "run", "eval/accuracy")
@@ -131,39 +152,39 @@ def test_held_out_loss_counts_every_record_once(tmp_path, codes):
         config = _config(
             "generator", codes, batch_size=batch_size, steps=1, optimizer__learning_rate=1e-30
         )
-        train(config, tmp_path / str(batch_size))
+        tiny.train(config, tmp_path / str(batch_size))
         losses += [value for _, value in _metrics(tmp_path / str(batch_size), "eval/loss")]
     np.testing.assert_allclose(losses, np.log(32), rtol=1e-5)
 
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, codes):
     good = _config("generator", codes, steps=2)
-    train(good, tmp_path / "run")
+    tiny.train(good, tmp_path / "run")
     kept = checkpoint.load_params(tmp_path / "run")[2]
     config_file = tmp_path / "run" / "config.json"
     config_file.write_text(config_file.read_text().replace("0.002", "1e+30"))
     bad = _config("generator", codes, steps=8, optimizer__learning_rate=1e30)
     with pytest.raises(InputError, match=r"is (nan|inf) at step \d, .*step 2 is kept"):
-        train(bad, tmp_path / "run")
+        tiny.train(bad, tmp_path / "run")
     _assert_same_bits(checkpoint.load_params(tmp_path / "run")[2], kept)
 
 
 def test_truncated_checkpoint_is_named(tmp_path, codes):
-    train(_config("generator", codes), tmp_path / "run")
+    tiny.train(_config("generator", codes), tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "4"
     for file in (newest / "params").rglob("*"):
         if file.is_file() and file.stat().st_size > 2000:
             file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match=r"checkpoints/4 is damaged .* remove that folder"):
-        train(_config("generator", codes, steps=6), tmp_path / "run")
+        tiny.train(_config("generator", codes, steps=6), tmp_path / "run")
     with pytest.raises(InputError, match=r"checkpoints/4 is damaged"):
         zoo.load(tmp_path / "run")
     shutil.rmtree(newest)
-    assert train(_config("generator", codes, steps=3), tmp_path / "run").step == 3
+    assert tiny.train(_config("generator", codes, steps=3), tmp_path / "run").step == 3
 
 
 def test_work_folder_without_a_checkpoint_is_named(tmp_path, codes):
-    train(_config("generator", codes), tmp_path / "run")
+    tiny.train(_config("generator", codes), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "checkpoints").mkdir()
     with pytest.raises(InputError, match="holds no checkpoint yet"):
@@ -171,23 +192,23 @@ def test_work_folder_without_a_checkpoint_is_named(tmp_path, codes):
 
 
 def test_work_folder_of_another_run_is_left_alone(tmp_path, codes):
-    train(_config("generator", codes), tmp_path / "run")
+    tiny.train(_config("generator", codes), tmp_path / "run")
     with pytest.raises(InputError, match=r"holds a run with model\.n_layers=2, not 3"):
-        train(_config("generator", codes, model__n_layers=3), tmp_path / "run")
+        tiny.train(_config("generator", codes, model__n_layers=3), tmp_path / "run")
 
 
 def test_work_folder_that_cannot_be_written_is_named(tmp_path, codes):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*file/run/config.json"):
-        train(_config("generator", codes), tmp_path / "file" / "run")
+        tiny.train(_config("generator", codes), tmp_path / "file" / "run")
 
 
 def test_generator_begins_with_the_weights_of_a_run_on_a_smaller_grid(tmp_path, codes):
-    first = train(_config("generator", codes, steps=2), tmp_path / "small")
+    first = tiny.train(_config("generator", codes, steps=2), tmp_path / "small")
     changes = {"init_from": str(tmp_path / "small"), "model__grid_size": 8}
     config = _config("generator", codes, **changes, optimizer__ema_decay=0.9)
-    task = generator.make_task(config, None, generator.load_init(config))
-    state = task.load(jax.jit(task.init)())
+    state = jax.jit(generator.make_task(config).init)()
+    state = with_params(state, generator.load_init(config))
     _assert_same_bits(state.params, first.params)
     _assert_same_bits(state.ema, first.params)
     with pytest.raises(InputError, match=r"does not fit config.init_from"):
@@ -225,7 +246,7 @@ TEXT = {
 
 def test_generator_trains_on_text_features_that_other_processes_load(tmp_path, features):
     changes = {"steps": 20, "optimizer__warmup_steps": 0, "data__workers": 2}
-    train(_config("generator", features, **TEXT, **changes), tmp_path / "run")
+    tiny.train(_config("generator", features, **TEXT, **changes), tmp_path / "run")
     losses = [loss for _, loss in _metrics(tmp_path / "run", "train/loss")]
     assert losses[-1] < losses[0] < np.log(32) + 0.1
     assert _metrics(tmp_path / "run", "eval/loss")
@@ -241,7 +262,7 @@ def test_generator_trains_on_text_features_that_other_processes_load(tmp_path, f
 )
 def test_features_that_do_not_fit_the_model_are_refused(tmp_path, features, change, message):
     with pytest.raises(InputError, match=message):
-        train(_config("generator", features, **(TEXT | change)), tmp_path / "run")
+        tiny.train(_config("generator", features, **(TEXT | change)), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -267,14 +288,14 @@ def test_held_out_data_made_otherwise_is_refused(tmp_path, features, change, mes
     config = _config("generator", features, **TEXT, data__eval=str(tmp_path / "eval"), steps=1)
     refused = pytest.raises(InputError, match=message) if message else contextlib.nullcontext()
     with refused:
-        train(config, tmp_path / "run")
+        tiny.train(config, tmp_path / "run")
 
 
 def test_batch_must_divide_over_the_mesh(tmp_path, codes):
     with pytest.raises(InputError, match=r"batch_size=8 .* the 16 ways .*accumulation_steps=2"):
-        train(_config("generator", codes, accumulation_steps=2), tmp_path / "run")
+        tiny.train(_config("generator", codes, accumulation_steps=2), tmp_path / "run")
     with pytest.raises(InputError, match=r"batch_size=12 is not divisible by the 8 ways .*: 16"):
-        train(_config("generator", codes, batch_size=12), tmp_path / "run")
+        tiny.train(_config("generator", codes, batch_size=12), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -292,36 +313,38 @@ def test_batch_must_divide_over_the_mesh(tmp_path, codes):
 )
 def test_codes_that_do_not_fit_the_model_are_refused(tmp_path, codes, change, message):
     with pytest.raises(InputError, match=message):
-        train(_config("generator", codes, **change), tmp_path / "run")
+        tiny.train(_config("generator", codes, **change), tmp_path / "run")
 
 
 def test_codes_of_another_tokenizer_are_refused(tmp_path, codes):
-    with pytest.raises(InputError, match=r"was made by another tokenizer \(tiny\) than .*=other"):
-        train(_config("generator", codes, tokenizer="other"), tmp_path / "run", tiny.vqgan())
+    export.write(tmp_path / "other", *tiny.vqgan())
+    config = _config("generator", codes, tokenizer=str(tmp_path / "other"))
+    with pytest.raises(InputError, match=r"made by another tokenizer \(tiny\) than .*=.*/other;"):
+        tiny.train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_missing_held_out_data_stops_before_anything_is_written(tmp_path, codes, task):
     with pytest.raises(InputError, match="nowhere"):
-        train(_config(task, codes, data__eval="nowhere"), tmp_path / "run")
+        tiny.train(_config(task, codes, data__eval="nowhere"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path, codes):
     folder = tmp_path / "codes"
     shutil.copytree(codes, folder)
-    train(_config("generator", folder, steps=2), tmp_path / "run")
+    tiny.train(_config("generator", folder, steps=2), tmp_path / "run")
     shutil.rmtree(folder)
     tiny.write_codes(folder, count=48)
     with pytest.raises(InputError, match="holds a run with records=40, not 48"):
-        train(_config("generator", folder), tmp_path / "run")
+        tiny.train(_config("generator", folder), tmp_path / "run")
 
 
 def test_missing_shard_stops_before_anything_is_written(tmp_path):
     codes = tiny.write_codes(tmp_path / "codes")
     (codes / Manifest.read(codes).shards[0].name).unlink()
     with pytest.raises(InputError, match="is missing: copy or write the dataset again"):
-        train(_config("generator", codes), tmp_path / "run")
+        tiny.train(_config("generator", codes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -332,6 +355,6 @@ def test_corrupt_records_are_skipped_and_counted(tmp_path):
     record = np.random.default_rng(0).integers(0, 32, (40, 1, 16), np.uint16)[7].tobytes()
     assert record in data
     shard.write_bytes(data.replace(record, bytes(32)))
-    train(_config("generator", codes, steps=10, data__eval=""), tmp_path / "run")
+    tiny.train(_config("generator", codes, steps=10, data__eval=""), tmp_path / "run")
     skipped = [count for _, count in _metrics(tmp_path / "run", "train/skipped_records")]
     assert sum(skipped) == 2  # in 80 examples, two epochs

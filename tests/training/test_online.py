@@ -1,4 +1,4 @@
-"""Training on images and captions is training on the codes and features that are packed of them."""
+"""Training on images and captions is training on the codes and features that are made of them."""
 
 import dataclasses
 import io
@@ -12,14 +12,12 @@ import pytest
 import tiny
 from PIL import Image
 
-from llamagen_jax import zoo
 from llamagen_jax.data.prepare import __main__ as prepare
 from llamagen_jax.data.records import write_dataset
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.t5 import T5Config
 from llamagen_jax.models.vqgan import VQGANConfig
 from llamagen_jax.training.config import from_mapping
-from llamagen_jax.training.loop import train
 from llamagen_jax.weights import export
 
 pytest.importorskip("sentencepiece")
@@ -47,7 +45,7 @@ def picture(i):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tokenizer, a text encoder, tar shards, and what is packed of them."""
+    """A tokenizer, a text encoder, tar shards, and the codes and features made of them."""
     folder = tmp_path_factory.mktemp("online")
     export.write(folder / "tokenizer", *tiny.vqgan(VQGAN))
     tiny.write_t5(folder / "t5", tiny.write_spiece(folder))
@@ -70,7 +68,7 @@ def folder(tmp_path_factory):
         tokenizer = f"--tokenizer {folder / 'tokenizer'}"
         run(f"codes {folder / location}_codes {options} {tokenizer} --batch-size 8")
     options = f"--text-encoder {folder / 't5'} --length {LENGTH} --batch-size 8"
-    run(f"text {folder / 'shards_codes'} {folder / 'shards_packed'} {options}")
+    run(f"text {folder / 'shards_codes'} {folder / 'shards_features'} {options}")
     return folder
 
 
@@ -78,20 +76,20 @@ def run(command):
     prepare.main(command.split())
 
 
-def config(folder, packed, condition, **changes):
-    """A short run on one and the same data: images, or what is packed of them."""
+def config(folder, extracted, condition, **changes):
+    """A short run on one and the same data: images, or the codes and features made of them."""
     if condition == "class":
-        data, fields = "labelled_codes" if packed else "labelled", {"data__image_size": SIZE}
+        data, fields = "labelled_codes" if extracted else "labelled", {"data__image_size": SIZE}
     else:
-        data, fields = "shards_packed" if packed else "shards", TEXT
-    source = "array_record" if packed or condition == "class" else "tar_shards"
+        data, fields = "shards_features" if extracted else "shards", TEXT
+    source = "array_record" if extracted or condition == "class" else "tar_shards"
     encoders = {"tokenizer": str(folder / "tokenizer"), "text_encoder": str(folder / "t5")}
     fields = fields | encoders | {"data__source": source} | changes
     return from_mapping(tiny.generator_config(folder / data, **fields))
 
 
-def losses(config, workdir, vqgan):
-    train(config, workdir, vqgan)
+def losses(config, workdir):
+    tiny.train(config, workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     return {
         name: [line[name] for line in lines if name in line]
@@ -99,40 +97,36 @@ def losses(config, workdir, vqgan):
     }
 
 
-@pytest.fixture(scope="module")
-def vqgan(folder):
-    return zoo.load(folder / "tokenizer")
-
-
 @pytest.mark.parametrize(("condition", "mesh"), [("class", (8, 1, 1)), ("text", (2, 2, 2))])
-def test_losses_are_those_of_packed_data(folder, tmp_path, vqgan, condition, mesh):
+def test_losses_are_those_of_extracted_codes(folder, tmp_path, condition, mesh):
     data, fsdp, tensor = mesh
     changes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
     changes |= {"log_every": 1, "eval_every": 4, "optimizer__warmup_steps": 0}
-    packed, online = (
-        losses(config(folder, packed, condition, **changes), tmp_path / str(packed), vqgan)
-        for packed in (True, False)
+    expected, online = (
+        losses(config(folder, extracted, condition, **changes), tmp_path / str(extracted))
+        for extracted in (True, False)
     )
-    assert len(set(packed["train/loss"])) == 4
-    for name, values in packed.items():
+    assert len(set(expected["train/loss"])) == 4
+    for name, values in expected.items():
         # Features are bfloat16, which a split encoder rounds differently.
         np.testing.assert_allclose(online[name], values, rtol=1e-3, err_msg=name)
 
 
-def test_a_run_on_images_goes_on_exactly_and_with_its_encoders(folder, tmp_path, vqgan):
+def test_a_run_on_images_goes_on_exactly_and_with_its_encoders(folder, tmp_path):
     on_images = config(folder, False, "text", sample_every=4)
-    whole = train(on_images, tmp_path / "whole", vqgan)
+    whole = tiny.train(on_images, tmp_path / "whole")
     assert (tmp_path / "whole" / "samples" / "step_0000004.png").exists()
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "4")
-    resumed = train(on_images, tmp_path / "cut", vqgan)
+    resumed = tiny.train(on_images, tmp_path / "cut")
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(InputError, match=r"run with tokenizer='.*', not 'elsewhere'"):
-        train(dataclasses.replace(on_images, tokenizer="elsewhere"), tmp_path / "cut", vqgan)
+    elsewhere = str(shutil.copytree(folder / "tokenizer", tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match=r"run with tokenizer='.*', not '.*/elsewhere'"):
+        tiny.train(dataclasses.replace(on_images, tokenizer=elsewhere), tmp_path / "cut")
 
 
-def test_encoders_that_do_not_fit_are_named(folder, tmp_path, vqgan):
+def test_encoders_that_do_not_fit_are_named(folder, tmp_path):
     wide = tmp_path / "wide"
     tiny.write_t5(wide, folder / "spiece.model", T5Config(**vars(tiny.T5_CONFIG) | {"dim": 24}))
     for changes, message in (
@@ -144,7 +138,7 @@ def test_encoders_that_do_not_fit_are_named(folder, tmp_path, vqgan):
         ({"model__vocab_size": 16}, r"has 32 codes but config\.model\.vocab_size=16; raise it"),
     ):
         with pytest.raises(InputError, match=message):
-            train(config(folder, False, "text", **changes), tmp_path / "run", vqgan)
+            tiny.train(config(folder, False, "text", **changes), tmp_path / "run")
     with pytest.raises(InputError, match=r"holds images: name the config\.tokenizer"):
-        train(config(folder, False, "text", tokenizer=""), tmp_path / "run")
+        tiny.train(config(folder, False, "text", tokenizer=""), tmp_path / "run")
     assert not (tmp_path / "run").exists()

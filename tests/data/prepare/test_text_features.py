@@ -171,9 +171,16 @@ def check_row(batch, row, names, encoded):
     return same[0]
 
 
+def training_batches(packed, workers):
+    source = ArrayRecordSource(packed)
+    return train_batches(source, config(packed, workers), batch_size=6, seed=0)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_draws_the_features_of_a_caption(packed, encoded, workers):
-    batches = train_batches(config(packed, workers), batch_size=6, seed=0)
+    batches = train_batches(
+        ArrayRecordSource(packed), config(packed, workers), batch_size=6, seed=0
+    )
     with contextlib.closing(batches):
         batches = list(itertools.islice(batches, 16))
     drawn = set()
@@ -193,7 +200,9 @@ def test_training_draws_the_features_of_a_caption(packed, encoded, workers):
 def test_loading_processes_give_the_same_batches(packed):
     shares = []
     for workers in (0, 2):
-        batches = train_batches(config(packed, workers), batch_size=6, seed=0)
+        batches = train_batches(
+            ArrayRecordSource(packed), config(packed, workers), batch_size=6, seed=0
+        )
         with contextlib.closing(batches):
             shares.append(list(itertools.islice(batches, 6)))
     for here, elsewhere in zip(*shares, strict=True):
@@ -203,7 +212,7 @@ def test_loading_processes_give_the_same_batches(packed):
 
 
 def test_evaluation_takes_the_heaviest_caption(packed, encoded):
-    (batch,) = eval_batches(config(packed), batch_size=8)
+    (batch,) = eval_batches(ArrayRecordSource(packed), config(packed), batch_size=8)
     assert batch.keys() == {"codes", "features", "mask", "weight"}
     assert batch["codes"][:6, 0].tolist() == KEPT
     for row in range(6):

@@ -1,0 +1,110 @@
+"""Whether a generator's data fit its model and encoders: told before the first step."""
+
+import dataclasses
+from pathlib import Path
+
+from llamagen_jax.data.records import Manifest, TextEncoderId, TokenizerId
+from llamagen_jax.data.sources import Source
+from llamagen_jax.errors import InputError
+from llamagen_jax.training.config import GeneratorTraining
+from llamagen_jax.weights.integrity import weights_hash
+
+
+def holds_codes(source: Source) -> bool:
+    """Whether the source's records are codes, rather than images."""
+    return source.manifest is not None and source.manifest.tokenizer is not None
+
+
+def check_classes(config: GeneratorTraining, source: Source) -> None:
+    """Raises InputError when the data have more classes than the model."""
+    classes, most = len(source.class_names), config.model.num_classes
+    if config.model.condition == "class" and classes > most:
+        raise InputError(
+            f"{config.data.train} has {classes} classes but config.model.num_classes={most}; "
+            "raise it"
+        )
+
+
+def check_codes(
+    config: GeneratorTraining, source: Source, held_out: Manifest | None, vqgan_params: dict | None
+) -> None:
+    """Checks codes against the model, the held-out codes and the tokenizer.
+
+    Args:
+      config: of the run.
+      source: the training data, for which `holds_codes` is true.
+      held_out: of the data to evaluate on, None for none.
+      vqgan_params: of `config.tokenizer`, None where none is named.
+
+    Raises:
+      InputError: they do not fit; the message tells which, and what to change.
+    """
+    model, name, manifest = config.model, config.data.train, source.manifest
+    assert manifest and manifest.tokenizer and manifest.code_shape
+    made_by, length = manifest.tokenizer, manifest.code_shape[1]
+    if length != model.code_length:
+        raise InputError(
+            f"{name} holds {length} codes per image but the model with grid_size="
+            f"{model.grid_size} makes {model.code_length}; change config.model.grid_size"
+        )
+    if made_by.codebook_size > model.vocab_size:
+        raise InputError(
+            f"{name} holds codes below {made_by.codebook_size} but config.model.vocab_size="
+            f"{model.vocab_size}; raise it"
+        )
+    check_classes(config, source)
+    if model.condition == "text":
+        _check_features(config, manifest.text_encoder)
+    if held_out:
+        _check_held_out(config, manifest, held_out)
+    if vqgan_params is not None and weights_hash(vqgan_params) != made_by.sha256:
+        raise InputError(
+            f"{name} was made by another tokenizer ({made_by.name}) than "
+            f"config.tokenizer={config.tokenizer}; extract the codes again or name that tokenizer"
+        )
+
+
+def _check_held_out(config: GeneratorTraining, trained_on: Manifest, held_out: Manifest) -> None:
+    """Held-out codes and features must be of the size, tokenizer and encoder trained on."""
+    for part in ("tokenizer", "text_encoder"):
+        wanted, found = getattr(trained_on, part), getattr(held_out, part)
+        # A name is a path, which may change.
+        if _unnamed(wanted) != _unnamed(found):
+            raise InputError(
+                f"config.data.eval={config.data.eval} was made by another {part} "
+                f"({found and found.name}) than config.data.train={config.data.train} "
+                f"({wanted and wanted.name}); make both by the same"
+            )
+    wanted, found = trained_on.code_shape, held_out.code_shape
+    assert wanted and found
+    if found[1] != wanted[1]:
+        raise InputError(
+            f"config.data.eval={config.data.eval} holds {found[1]} codes per image but "
+            f"config.data.train={config.data.train} {wanted[1]}; make both of images of the same "
+            "size"
+        )
+
+
+def _unnamed(made_by: TokenizerId | TextEncoderId | None) -> TokenizerId | TextEncoderId | None:
+    return made_by and dataclasses.replace(made_by, name="")
+
+
+def _check_features(config: GeneratorTraining, encoder: TextEncoderId | None) -> None:
+    model, name = config.model, config.data.train
+    if encoder is None or not config.data.caption_weights:
+        raise InputError(
+            f"{name} must hold text features and config.data.caption_weights must name captions; "
+            "make features with `python -m llamagen_jax.data.prepare text`"
+        )
+    if (encoder.length, encoder.width) != (model.condition_length, model.caption_dim):
+        raise InputError(
+            f"{name} holds features [{encoder.length}, {encoder.width}] of {encoder.name} but the "
+            f"model reads [{model.condition_length}, {model.caption_dim}]; change "
+            "config.model.condition_length and caption_dim or the text encoder"
+        )
+    # The encoder need not be here, and its folder may be elsewhere than it was: names must do.
+    if config.text_encoder and Path(config.text_encoder).name != Path(encoder.name).name:
+        raise InputError(
+            f"{name} holds features of {encoder.name} but config.text_encoder="
+            f"{config.text_encoder}; make the features again or name that encoder"
+        )

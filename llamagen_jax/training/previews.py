@@ -1,0 +1,46 @@
+"""Pictures that show how far a run has come."""
+
+import jax
+import numpy as np
+
+from llamagen_jax import sharding
+from llamagen_jax.generation import generate_images
+from llamagen_jax.image_tokenizer import ImageTokenizer
+from llamagen_jax.images import from_uint8, to_uint8
+from llamagen_jax.models.llama import Llama
+from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.sampling.settings import SamplingSettings
+from llamagen_jax.training.config import GeneratorTraining
+
+_IMAGES = 16
+# Up to this many classes or captions, each with this many images, make the samples' grid.
+_ROWS = 8
+_COLUMNS = 4
+
+
+def reconstructions(model: VQGAN, params: dict, batch: dict) -> np.ndarray:
+    """The batch's first images over what the tokenizer makes of them, uint8 [2, n, H, W, 3]."""
+    images = from_uint8(sharding.fetch(batch["image"])[:_IMAGES])
+    output = jax.jit(model.apply)({"params": params}, images)
+    return to_uint8(np.stack([images, sharding.fetch(output.reconstruction)]))
+
+
+def samples(
+    config: GeneratorTraining, tokenizer: ImageTokenizer, params: dict, batch: dict
+) -> np.ndarray:
+    """Samples of the first classes, or of the first captions of the batch; a row for each."""
+    model = Llama(config.model)
+    if model.config.condition == "class":
+        labels = np.arange(min(model.config.num_classes, _ROWS), dtype=np.int32)
+        condition, mask = labels, None
+    else:
+        condition, mask = (sharding.fetch(batch[name])[:_ROWS] for name in ("features", "mask"))
+    _, images = generate_images(
+        model,
+        params,
+        tokenizer,
+        np.repeat(condition, _COLUMNS, axis=0),
+        SamplingSettings(config.seed, config.sample.guidance_scale, top_k=config.sample.top_k),
+        condition_mask=None if mask is None else np.repeat(mask, _COLUMNS, axis=0),
+    )
+    return images.reshape(-1, _COLUMNS, *images.shape[1:])
