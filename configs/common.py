@@ -74,8 +74,8 @@ _GENERATOR = {
 }
 
 
-def tokenizer(**own: Any) -> ConfigDict:
-    """A VQGAN's training, without LPIPS and without a discriminator unless `own` has them.
+def tokenizer(**own: Any) -> Any:
+    """The ConfigDict of a VQGAN's training, without LPIPS and discriminator unless `own` has them.
 
     Args:
       own: what the experiment sets, nested as `training.config.TokenizerTraining`; batch_size,
@@ -86,8 +86,8 @@ def tokenizer(**own: Any) -> ConfigDict:
     return _config(_TOKENIZER, {"discriminator": none} | own)
 
 
-def generator(**own: Any) -> ConfigDict:
-    """A transformer's training.
+def generator(**own: Any) -> Any:
+    """The ConfigDict of a transformer's training.
 
     Args:
       own: as of `tokenizer`, nested as `training.config.GeneratorTraining`; steps, tokenizer,

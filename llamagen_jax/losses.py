@@ -3,16 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Array, Float, Integer
 
 # Losses take arrays of either kind.
-Array = jax.Array | np.ndarray
+AnyArray = jax.Array | np.ndarray
 
 ADVERSARIAL = ("hinge", "vanilla", "non-saturating")
 
 
 def cross_entropy(
-    logits: Float[Array, "B L V"], codes: Integer[Array, "B L"]
+    logits: Float[AnyArray, "B L V"], codes: Integer[AnyArray, "B L"]
 ) -> Float[Array, " B"]:
     """Mean negative log-likelihood per example: logits [B, L, V], codes int [B, L] -> [B], nats."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -20,7 +20,7 @@ def cross_entropy(
 
 
 def reconstruction(
-    kind: str, images: Float[Array, "B H W C"], reconstructions: Float[Array, "B H W C"]
+    kind: str, images: Float[AnyArray, "B H W C"], reconstructions: Float[AnyArray, "B H W C"]
 ) -> Float[Array, " B"]:
     """Mean "l1" or "l2" (squared) distance per image: [B, H, W, C] twice -> [B]."""
     difference = images.astype(jnp.float32) - reconstructions.astype(jnp.float32)
@@ -29,7 +29,7 @@ def reconstruction(
 
 
 def discriminator(
-    kind: str, real: Float[Array, "..."], fake: Float[Array, "..."]
+    kind: str, real: Float[AnyArray, "..."], fake: Float[AnyArray, "..."]
 ) -> Float[Array, ""]:
     """Loss of a discriminator, a scalar, from its logits (any shape) of real and of fake images.
 
@@ -43,7 +43,7 @@ def discriminator(
     return 0.5 * (jnp.mean(penalty(margin - real)) + jnp.mean(penalty(margin + fake)))
 
 
-def adversarial(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
+def adversarial(kind: str, fake: Float[AnyArray, "..."]) -> Float[Array, ""]:
     """The generator's part against `discriminator`, a scalar, from logits of its images.
 
     Minus their mean for "hinge" and "vanilla", as in the original and in VQGAN; the cross-entropy
@@ -54,7 +54,7 @@ def adversarial(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def adaptive_weight(
-    other_grads: Float[Array, "*kernel"], adversarial_grads: Float[Array, "*kernel"]
+    other_grads: Float[AnyArray, "*kernel"], adversarial_grads: Float[AnyArray, "*kernel"]
 ) -> Float[Array, ""]:
     """Weight in [0, 1e4] that makes the adversarial gradients as large as those of other losses.
 
@@ -69,7 +69,7 @@ def adaptive_weight(
 
 
 def psnr(
-    images: Float[Array, "B H W C"], reconstructions: Float[Array, "B H W C"]
+    images: Float[AnyArray, "B H W C"], reconstructions: Float[AnyArray, "B H W C"]
 ) -> Float[Array, " B"]:
     """Peak signal-to-noise ratio in dB per image of [B, H, W, C] in [-1, 1] (clipped) -> [B]."""
     error = reconstruction("l2", images, jnp.clip(reconstructions, -1, 1))

@@ -10,7 +10,7 @@ import numpy as np
 from llamagen_jax.errors import InputError, nearest
 from llamagen_jax.weights import export
 from llamagen_jax.weights.infer import infer_config
-from llamagen_jax.weights.kinds import Model, build, kind_named, make_config
+from llamagen_jax.weights.kinds import build, kind_named, make_config
 from llamagen_jax.weights.mapping import from_torch
 from llamagen_jax.weights.published import MODELS, PUBLISHED, check_published
 from llamagen_jax.weights.shapes import check_params
@@ -24,7 +24,7 @@ _TASK_MODELS = {"tokenizer": "VQGAN", "generator": "Llama"}
 
 def load(
     name_or_path: str | os.PathLike, path: str | os.PathLike | None = None
-) -> tuple[Model, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """Opens a model and its weights.
 
     Args:
@@ -61,7 +61,7 @@ def load(
     return model, params
 
 
-def load_folder(folder: Path) -> tuple[Model, dict[str, Any]]:
+def load_folder(folder: Path) -> tuple[Any, dict[str, Any]]:
     """`load` for an export folder or a work folder; same returns and errors."""
     if (folder / "checkpoints").is_dir():
         # orbax takes seconds to import, and only work folders need it.

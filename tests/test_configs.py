@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from llamagen_jax.errors import InputError
 from llamagen_jax.training import config_files
 from llamagen_jax.training.config import from_mapping
-from llamagen_jax.training.loop import make_task
 from llamagen_jax.training.optimizer import learning_rate
+from llamagen_jax.training.tasks import make_task
 
 # Every config file with its variants; a file that is missing here fails the next test.
 CONFIGS = (

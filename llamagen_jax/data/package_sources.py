@@ -28,7 +28,7 @@ class DigitsSource:
             from sklearn.model_selection import train_test_split
         except ImportError:
             raise InputError(
-                'the digits need scikit-learn: pip install "llamagen_jax[eval]"'
+                'the digits need scikit-learn: pip install "llamagen_jax[demo]"'
             ) from None
         digits: Any = load_digits()
         train, test = train_test_split(
@@ -93,7 +93,7 @@ class PhotosSource:
             import skimage.data
         except ImportError:
             raise InputError(
-                'the photos need scikit-image: pip install "llamagen_jax[eval]"'
+                'the photos need scikit-image: pip install "llamagen_jax[demo]"'
             ) from None
         self._split = split
         self._tiles = []

@@ -31,7 +31,7 @@ def pack(record: dict) -> bytes:
 
     Raises TypeError for values that `unpack` could not give back unchanged.
     """
-    return msgpack.packb(record, default=_encode_array)
+    return msgpack.Packer(default=_encode_array).pack(record)
 
 
 def unpack(data: bytes) -> dict:

@@ -6,10 +6,10 @@ T condition tokens.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.models.layers import Array
+from llamagen_jax.models.layers import AnyArray
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "flash")
 
@@ -40,10 +40,10 @@ def choose(implementation: str, dtype: str) -> str:
 
 
 def causal_attention(
-    q: Float[Array, "B S H Dh"],
-    k: Float[Array, "B S K Dh"],
-    v: Float[Array, "B S K Dh"],
-    valid: Bool[Array, "B S"] | None,
+    q: Float[AnyArray, "B S H Dh"],
+    k: Float[AnyArray, "B S K Dh"],
+    v: Float[AnyArray, "B S K Dh"],
+    valid: Bool[AnyArray, "B S"] | None,
     implementation: str,
 ) -> Float[Array, "B S H Dh"]:
     """Every position attends to itself and to the valid ones before it.
@@ -81,10 +81,10 @@ def causal_attention(
 
 
 def cached_attention(
-    q: Float[Array, "B Q H Dh"],
-    k: Float[Array, "B K S Dh"],
-    v: Float[Array, "B K S Dh"],
-    mask: Bool[Array, "#B 1 Q S"],
+    q: Float[AnyArray, "B Q H Dh"],
+    k: Float[AnyArray, "B K S Dh"],
+    v: Float[AnyArray, "B K S Dh"],
+    mask: Bool[AnyArray, "#B 1 Q S"],
 ) -> Float[Array, "B Q H Dh"]:
     """Attention to a cache, whose layout lets XLA read it as it lies.
 
@@ -106,7 +106,7 @@ def cached_attention(
 
 
 def key_validity(
-    condition_mask: Bool[Array, "B T"] | None, num_keys: int
+    condition_mask: Bool[AnyArray, "B T"] | None, num_keys: int
 ) -> Bool[Array, "B S"] | None:
     """bool [B, num_keys] from the condition's mask [B, T]: all codes are valid; None for None."""
     if condition_mask is None:
@@ -116,7 +116,7 @@ def key_validity(
 
 
 def attention_mask(
-    positions: Integer[Array, "#B Q"], num_keys: int, valid: Bool[Array, "B S"] | None = None
+    positions: Integer[AnyArray, "#B Q"], num_keys: int, valid: Bool[AnyArray, "B S"] | None = None
 ) -> Bool[Array, "_ 1 Q S"]:
     """Which keys each query sees: those not after it that are valid, and always itself.
 

@@ -9,9 +9,9 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from llamagen_jax.models.layers import Array
+from llamagen_jax.models.layers import AnyArray
 
 KINDS = ("patchgan", "stylegan")
 
@@ -74,7 +74,7 @@ class PatchGAN(nn.Module):
     config: DiscriminatorConfig
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> Float[Array, "B h w 1"]:
+    def __call__(self, images: Float[AnyArray, "B H W 3"], train: bool) -> Float[Array, "B h w 1"]:
         """Float [B, H, W, 3] in [-1, 1] to float32 logits [B, h, w, 1].
 
         `train` normalises by the batch, and moves the running statistics ("batch_stats") when they
@@ -110,7 +110,7 @@ class BatchNorm(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[AnyArray, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
         """[B, H, W, C] to float32 of that shape; see `PatchGAN` for `train`."""
         x = x.astype(jnp.float32)
         C = x.shape[-1]
@@ -143,7 +143,7 @@ class StyleGAN(nn.Module):
     config: DiscriminatorConfig
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B S S 3"], train: bool) -> Float[Array, "B 1"]:
+    def __call__(self, images: Float[AnyArray, "B S S 3"], train: bool) -> Float[Array, "B 1"]:
         """Float [B, S, S, 3] in [-1, 1], S a power of two, to float32 logits [B, 1]."""
         del train
         size, dtype = images.shape[1], jnp.dtype(self.config.dtype)
@@ -165,7 +165,7 @@ class StyleGANBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B half half F"]:
+    def __call__(self, x: Float[AnyArray, "B S S C"]) -> Float[Array, "B half half F"]:
         shortcut = nn.Conv(
             self.channels,
             (1, 1),

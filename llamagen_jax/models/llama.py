@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from llamagen_jax.models.attention import (
     attention_mask,
@@ -19,7 +19,7 @@ from llamagen_jax.models.attention import (
     causal_attention,
     key_validity,
 )
-from llamagen_jax.models.layers import Array, RMSNorm, dense, normal_init, split_batch
+from llamagen_jax.models.layers import AnyArray, RMSNorm, dense, normal_init, split_batch
 from llamagen_jax.models.rope import rope_table, rotate
 
 # What a layer keeps for its backward pass, so that the rest is computed again; "none" keeps all.
@@ -56,7 +56,7 @@ class LlamaConfig:
     n_heads: int = 12
     n_kv_heads: int | None = None
     vocab_size: int = 16384
-    grid_size: int | tuple[int, int] | list[int] = 16
+    grid_size: int | tuple[int, ...] | list[int] = 16
     condition: str = "class"
     num_classes: int = 1000
     condition_length: int = 1
@@ -111,7 +111,7 @@ class LlamaConfig:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the codes, which are read row by row."""
         size = self.grid_size
-        return size if isinstance(size, tuple | list) else (size, size)
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
     def head_dim(self) -> int:
@@ -137,8 +137,8 @@ class KVCache(NamedTuple):
     Leaves are [B, K, S, Dh] for one layer, [N, B, K, S, Dh] for stacked ones.
     """
 
-    k: jax.Array
-    v: jax.Array
+    k: AnyArray
+    v: AnyArray
 
 
 # Of all layers: stacked, or one for each where they are apart.
@@ -155,10 +155,10 @@ class Queries(NamedTuple):
       mask: bool [B or 1, 1, Q, S] of `attention_mask`; None without a cache.
     """
 
-    positions: jax.Array
-    cos_sin: jax.Array
-    valid: jax.Array | None
-    mask: jax.Array | None
+    positions: AnyArray
+    cos_sin: AnyArray
+    valid: AnyArray | None
+    mask: AnyArray | None
 
 
 class Llama(nn.Module):
@@ -207,9 +207,9 @@ class Llama(nn.Module):
 
     def __call__(
         self,
-        codes: Integer[Array, "B L"],
-        condition: Shaped[Array, "B ..."],
-        condition_mask: Bool[Array, "B T"] | None = None,
+        codes: Integer[AnyArray, "B L"],
+        condition: Shaped[AnyArray, "B ..."],
+        condition_mask: Bool[AnyArray, "B T"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B L V"]:
         """Teacher-forced logits.
@@ -236,22 +236,22 @@ class Llama(nn.Module):
 
     def embed_condition(
         self,
-        condition: Shaped[Array, "B ..."],
-        condition_mask: Bool[Array, "B T"] | None = None,
-        drop: Bool[Array, " B"] | None = None,
+        condition: Shaped[AnyArray, "B ..."],
+        condition_mask: Bool[AnyArray, "B T"] | None = None,
+        drop: Bool[AnyArray, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Condition tokens [B, T, D]; `drop`, bool [B], puts the null condition in its place."""
         return self.condition_embedding(condition, condition_mask, drop)
 
-    def embed_codes(self, codes: Integer[Array, "B Q"]) -> Float[Array, "B Q D"]:
+    def embed_codes(self, codes: Integer[AnyArray, "B Q"]) -> Float[Array, "B Q D"]:
         """Codes, int [B, Q], to embeddings [B, Q, D] in the compute dtype."""
         return self.codes_embedding(codes).astype(self.config.dtype)
 
     def transform(
         self,
-        x: Float[Array, "B Q D"],
-        positions: Integer[Array, "#B Q"],
-        condition_mask: Bool[Array, "B T"] | None = None,
+        x: Float[AnyArray, "B Q D"],
+        positions: Integer[AnyArray, "#B Q"],
+        condition_mask: Bool[AnyArray, "B T"] | None = None,
         cache: Cache | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B Q D"], Cache | None]:
@@ -289,7 +289,7 @@ class Llama(nn.Module):
             new_cache.append(layer_cache)
         return x, None if cache is None else new_cache
 
-    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    def logits(self, x: Float[AnyArray, "*B D"]) -> Float[Array, "*B V"]:
         """Final norm and output layer: [..., D] to float32 [..., V]."""
         dtype = self.config.dtype
         x = self.norm(x).astype(dtype)
@@ -297,9 +297,9 @@ class Llama(nn.Module):
 
     def extend(
         self,
-        x: Float[Array, "B Q D"],
-        positions: Integer[Array, "#B Q"],
-        condition_mask: Bool[Array, "B T"] | None,
+        x: Float[AnyArray, "B Q D"],
+        positions: Integer[AnyArray, "#B Q"],
+        condition_mask: Bool[AnyArray, "B T"] | None,
         cache: Cache,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """`transform`, then the logits [B, V] of the last position; also returns the cache."""
@@ -345,9 +345,9 @@ class ConditionEmbedding(nn.Module):
     @nn.compact
     def __call__(
         self,
-        condition: Shaped[Array, "B ..."],
-        condition_mask: Bool[Array, "B T"] | None,
-        drop: Bool[Array, " B"] | None,
+        condition: Shaped[AnyArray, "B ..."],
+        condition_mask: Bool[AnyArray, "B T"] | None,
+        drop: Bool[AnyArray, " B"] | None,
     ) -> Float[Array, "B T D"]:
         c = self.config
         if c.condition == "class":
@@ -379,7 +379,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B Q D"],
+        x: Float[AnyArray, "B Q D"],
         drop_path_rate: jax.typing.ArrayLike,
         cache: KVCache | None,
         queries: Queries,
@@ -417,7 +417,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B Q D"], cache: KVCache | None, queries: Queries
+        self, x: Float[AnyArray, "B Q D"], cache: KVCache | None, queries: Queries
     ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
         c = self.config
         B, Q, D = x.shape
@@ -433,7 +433,7 @@ class Attention(nn.Module):
         return dense(D, c.dtype, "out")(attended.reshape(B, Q, -1)), cache
 
 
-def fill(cache: KVCache, new: KVCache, positions: Integer[Array, "#B Q"]) -> KVCache:
+def fill(cache: KVCache, new: KVCache, positions: Integer[AnyArray, "#B Q"]) -> KVCache:
     """A layer's cache with the keys and values `new` [B, Q, K, Dh] at every row's positions."""
 
     def put(old, values):

@@ -6,9 +6,9 @@ Axes: B batch, H W pixels, C channels. The weights are not trained here: see `we
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from llamagen_jax.models.layers import Array
+from llamagen_jax.models.layers import AnyArray
 
 # VGG16's convolutions: channels of each stage, once per convolution. The last activation of each
 # stage (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3) is compared.
@@ -28,7 +28,7 @@ class LPIPS(nn.Module):
 
     @nn.compact
     def __call__(
-        self, first: Float[Array, "B H W 3"], second: Float[Array, "B H W 3"]
+        self, first: Float[AnyArray, "B H W 3"], second: Float[AnyArray, "B H W 3"]
     ) -> Float[Array, " B"]:
         """Float [B, H, W, 3] in [-1, 1] twice, sides of at least 16 -> float32 [B]."""
         x = jnp.concatenate([first, second]).astype(jnp.float32)

@@ -5,9 +5,9 @@ Axes: B batch, Q queried positions, S = T + L positions, H heads, Dh head width.
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from llamagen_jax.models.layers import Array
+from llamagen_jax.models.layers import AnyArray
 
 
 def rope_table(
@@ -41,7 +41,7 @@ def rope_table(
 
 
 def rotate(
-    x: Float[Array, "B Q H Dh"], cos_sin: Float[Array, "#B Q half 2"]
+    x: Float[AnyArray, "B Q H Dh"], cos_sin: Float[AnyArray, "#B Q half 2"]
 ) -> Float[Array, "B Q H Dh"]:
     """Turns the pairs (2i, 2i+1) of x by their rows of `rope_table`, in float32."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)

@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
-from llamagen_jax.models.layers import Array, RMSNorm
+from llamagen_jax.models.layers import AnyArray, RMSNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class T5(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Integer[Array, "B T"], mask: Shaped[Array, "B T"]
+        self, tokens: Integer[AnyArray, "B T"], mask: Shaped[AnyArray, "B T"]
     ) -> Float[Array, "B T D"]:
         """Features of every token, without dropout.
 
@@ -114,9 +114,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        bias: Float[Array, "1 H T T"],
-        mask: Bool[Array, "B 1 1 T"],
+        x: Float[AnyArray, "B T D"],
+        bias: Float[AnyArray, "1 H T T"],
+        mask: Bool[AnyArray, "B 1 1 T"],
     ) -> tuple[Float[Array, "B T D"], None]:
         c = self.config
         B, T, D = x.shape

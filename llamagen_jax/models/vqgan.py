@@ -9,9 +9,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer
 
-from llamagen_jax.models.layers import Array
+from llamagen_jax.models.layers import AnyArray
 
 # PyTorch's default for convolutions: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -92,7 +92,7 @@ class VQGAN(nn.Module):
         self.quant_conv = _conv(c.codebook_dim, 1, c)
         self.post_quant_conv = _conv(c.z_channels, 1, c)
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> VQGANOutput:
+    def __call__(self, images: Float[AnyArray, "B H W 3"]) -> VQGANOutput:
         """Reconstructs `images`, float [B, H, W, 3] in [-1, 1], sides divisible by `downsampling`.
 
         The gradient of the reconstruction passes the look-up unchanged to the (normalised) latent.
@@ -153,7 +153,7 @@ class Quantizer(nn.Module):
         products = jnp.dot(latents, entries.T, precision=jax.lax.Precision.HIGHEST)
         return products - 0.5 * jnp.sum(entries**2, axis=-1)
 
-    def nearest(self, prequant: Float[Array, "*place E"]) -> Int[Array, "*place"]:
+    def nearest(self, prequant: Float[AnyArray, "*place E"]) -> Int[Array, "*place"]:
         """Latents, float [..., E], to the int32 index [...] of the nearest codebook entry."""
         latents = _l2_normalize(prequant) if self.config.l2_normalize else prequant
         return jnp.argmax(self._scores(latents), axis=-1).astype(jnp.int32)
@@ -196,7 +196,7 @@ class Encoder(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+    def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B h w C"]:
         c = self.config
         last = len(c.channel_multipliers) - 1
         x = _conv(c.base_channels, 3, c, name="conv_in")(images)
@@ -218,7 +218,7 @@ class Decoder(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
+    def __call__(self, latents: Float[AnyArray, "B h w C"]) -> Float[Array, "B H W 3"]:
         c = self.config
         last = len(c.channel_multipliers) - 1
         x = _conv(c.base_channels * c.channel_multipliers[-1], 3, c, name="conv_in")(latents)
@@ -241,7 +241,7 @@ class ResBlock(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
+    def __call__(self, x: Float[AnyArray, "B H W C"]) -> Float[Array, "B H W F"]:
         c = self.config
         y = _conv(self.channels, 3, c, name="conv1")(nn.swish(_norm(c, "norm1")(x)))
         y = _conv(self.channels, 3, c, name="conv2")(nn.swish(_norm(c, "norm2")(y)))
@@ -256,7 +256,7 @@ class AttentionBlock(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+    def __call__(self, x: Float[AnyArray, "B h w C"]) -> Float[Array, "B h w C"]:
         c = self.config
         B, h, w, C = x.shape
         y = _norm(c, "norm")(x)
@@ -271,7 +271,7 @@ class Downsample(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    def __call__(self, x: Float[AnyArray, "B H W C"]) -> Float[Array, "B h w C"]:
         padding = ((0, 1), (0, 1))
         return _conv(x.shape[-1], 3, self.config, name="conv", strides=2, padding=padding)(x)
 
@@ -282,7 +282,7 @@ class Upsample(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[AnyArray, "B h w C"]) -> Float[Array, "B H W C"]:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         return _conv(x.shape[-1], 3, self.config, name="conv")(x)
 

@@ -5,13 +5,13 @@ Axes: V vocabulary.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from llamagen_jax.models.layers import Array
+from llamagen_jax.models.layers import AnyArray
 
 
 def filter_logits(
-    logits: Float[Array, "*rows V"], top_k: int = 0, top_p: Float[Array, ""] | float = 1.0
+    logits: Float[AnyArray, "*rows V"], top_k: int = 0, top_p: Float[AnyArray, ""] | float = 1.0
 ) -> Float[Array, "*rows V"]:
     """Sets the logits outside the top-k, then those outside the top-p set, to -inf.
 
@@ -30,7 +30,9 @@ def filter_logits(
 
 
 def guide(
-    cond: Float[Array, "*rows V"], uncond: Float[Array, "*rows V"], scale: jax.typing.ArrayLike
+    cond: Float[AnyArray, "*rows V"],
+    uncond: Float[AnyArray, "*rows V"],
+    scale: AnyArray | float,
 ) -> Float[Array, "*rows V"]:
     """Classifier-free guidance of logits (arXiv 2207.12598)."""
     return uncond + scale * (cond - uncond)

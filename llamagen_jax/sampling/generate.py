@@ -7,9 +7,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Int, Integer, Shaped
+from jaxtyping import Array, Bool, Int, Integer, Shaped
 
-from llamagen_jax.models.layers import Array
+from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.sampling import plain
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -18,11 +18,11 @@ from llamagen_jax.sampling.settings import SamplingSettings
 def generate(
     model: Llama,
     params: dict,
-    condition: Shaped[Array, "B ..."] | list[int],
+    condition: Shaped[AnyArray, "B ..."] | list[int],
     *,
     settings: SamplingSettings | None = None,
-    condition_mask: Bool[Array, "B T"] | None = None,
-    sample_ids: Integer[Array, " B"] | None = None,
+    condition_mask: Bool[AnyArray, "B T"] | None = None,
+    sample_ids: Integer[AnyArray, " B"] | None = None,
     **fields,
 ) -> Int[Array, "B L"]:
     """Draws one code sequence per condition with a key-value cache, in one jitted call.
@@ -57,6 +57,6 @@ def generate(
     return plain.decode(model, params, condition, condition_mask, keys, settings)
 
 
-def sample_keys(seed: int, sample_ids: Integer[Array, " B"]) -> jax.Array:
+def sample_keys(seed: int, sample_ids: Integer[AnyArray, " B"]) -> jax.Array:
     """Random keys [B]: that of a code is its sample's, folded with the code's position."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sample_ids)

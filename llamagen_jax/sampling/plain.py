@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from llamagen_jax.models.layers import Array
+from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.sampling.filters import filter_logits, guide
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -36,9 +36,9 @@ class _Numbers(NamedTuple):
 def decode(
     model: Llama,
     params: dict,
-    condition: Shaped[Array, "B ..."],
-    condition_mask: Bool[Array, "B T"] | None,
-    keys: Shaped[Array, " B"],
+    condition: Shaped[AnyArray, "B ..."],
+    condition_mask: Bool[AnyArray, "B T"] | None,
+    keys: Shaped[AnyArray, " B"],
     settings: SamplingSettings,
 ) -> Int[Array, "B L"]:
     """Codes int32 [B, L]; arguments as of `generate`, with a random key per sample."""
@@ -92,8 +92,8 @@ def _decode(model, program: _Program, params, condition, condition_mask, keys, n
 def _pick(
     program: _Program,
     numbers: _Numbers,
-    keys: Shaped[Array, " B"],
-    logits: Float[Array, "rows V"],
+    keys: Shaped[AnyArray, " B"],
+    logits: Float[AnyArray, "rows V"],
     index: jax.typing.ArrayLike,
 ) -> Int[Array, " B"]:
     """The codes number `index`, from logits of B rows, or of 2B: conditional, then null."""

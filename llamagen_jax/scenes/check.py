@@ -4,7 +4,7 @@ Nothing but the pixels is looked at, so samples of any model can be scored again
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -71,7 +71,7 @@ def find(image: np.ndarray) -> list[Found]:
     return found
 
 
-def _import_ndimage():
+def _import_ndimage() -> Any:
     try:
         from scipy import ndimage
     except ImportError:
@@ -86,7 +86,7 @@ def _classify(mask: np.ndarray, color: str) -> Found:
     overlaps = {}
     for shape, ideal in _ideal_shapes(x, y, mask.sum()).items():
         overlaps[shape] = (mask & ideal).sum() / (mask | ideal).sum()
-    shape = max(overlaps, key=overlaps.get)
+    shape = max(overlaps, key=overlaps.__getitem__)
     if overlaps[shape] < _LOWEST_OVERLAP:
         shape = "blob"
     return Found(color, shape, (column + 0.5) / _SIDE, (row + 0.5) / _SIDE)

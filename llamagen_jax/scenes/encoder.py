@@ -7,6 +7,7 @@ order, and a generator can learn to read them.
 
 import argparse
 import io
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def write_text_encoder(metadata: str, output: str, *, width: int, seed: int) -> 
     )
     tokens = jnp.zeros((1, 1), int)
     params = T5(config).init(jax.random.key(seed), tokens, tokens)["params"]
-    flat = flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
     scaled = {path: leaf * _SCALES.get(path, 1.0) for path, leaf in flat.items()}
     tensors = t5_weights.to_tensors(unflatten_dict(scaled, sep="/"), config)
     with staged(output) as partial:

@@ -178,7 +178,7 @@ def from_mapping(values: Mapping[str, Any]) -> TokenizerTraining | GeneratorTrai
     Raises:
       InputError: a key is unknown (the nearest is named) or missing, or a value is impossible.
     """
-    task = values.get("task")
+    task = values.get("task", "")
     if task not in _TASKS:
         raise InputError(f"config.task={task!r} is no task; {nearest(task, _TASKS)}")
     return _build(_TASKS[task], values, "config")

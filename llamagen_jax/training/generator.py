@@ -2,8 +2,8 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,21 +22,14 @@ from llamagen_jax.training.optimizer import (
 from llamagen_jax.training.task import Task
 from llamagen_jax.weights.shapes import check_params
 
-
-@flax.struct.dataclass
-class TrainMetrics(metrics.Collection):
-    """Means over the steps since the last log."""
-
-    loss: metrics.Average.from_output("loss")
-    grad_norm: metrics.Average.from_output("grad_norm")
-
-
-@flax.struct.dataclass
-class EvalMetrics(metrics.Collection):
-    """Means over the held-out set: cross-entropy in nats, share of codes guessed right."""
-
-    loss: metrics.Average.from_output("loss")
-    accuracy: metrics.Average.from_output("accuracy")
+# Means over the steps since the last log.
+TrainMetrics = metrics.Collection.create(
+    loss=metrics.Average.from_output("loss"), grad_norm=metrics.Average.from_output("grad_norm")
+)
+# Means over the held-out set: cross-entropy in nats, share of codes guessed right.
+EvalMetrics = metrics.Collection.create(
+    loss=metrics.Average.from_output("loss"), accuracy=metrics.Average.from_output("accuracy")
+)
 
 
 def load_init(config: GeneratorTraining) -> dict | None:
@@ -92,7 +85,7 @@ class _Training:
         c = config.model
         kernel = attention.choose(config.attention, c.dtype)
         self._config = config
-        self._model = Llama(c, attention=kernel, remat=config.remat)
+        self._model: Any = Llama(c, attention=kernel, remat=config.remat)
         self._optimizer = adamw(config.optimizer, config.steps)
         self.example = {"codes": jax.ShapeDtypeStruct((c.code_length,), jnp.int32)}
         if c.condition == "class":
@@ -108,7 +101,7 @@ class _Training:
         params = self._model.init(key, zeros["codes"], *_condition(zeros))["params"]
         return init_state(params, self._optimizer, self._config.optimizer)
 
-    def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, TrainMetrics]:
+    def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Collection]:
         config = self._config
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         loss_and_grads = functools.partial(self._loss_and_grads, state.params)
@@ -121,7 +114,7 @@ class _Training:
         )
         return apply_gradients(state, grads, self._optimizer, config.optimizer), train_metrics
 
-    def eval_step(self, params: dict, batch: dict) -> EvalMetrics:
+    def eval_step(self, params: dict, batch: dict) -> metrics.Collection:
         logits = self._model.apply({"params": params}, batch["codes"], *_condition(batch))
         right = jnp.mean(jnp.argmax(logits, axis=-1) == batch["codes"], axis=1)
         return EvalMetrics.single_from_model_output(

@@ -127,7 +127,7 @@ class _Training:
 
     def __init__(self, config: TokenizerTraining):
         self._config = config
-        self._model = VQGAN(config.model)
+        self._model: Any = VQGAN(config.model)
         self._optimizer = adamw(config.optimizer, config.steps)
         self._adversary = Adversary(config) if config.loss.adversarial_weight else None
         self._lpips = LPIPS() if config.loss.perceptual_weight else None
@@ -208,7 +208,7 @@ class _Training:
         state = apply_gradients(state, grads, self._optimizer, config.optimizer)
         return state.replace(code_age=code_age, discriminator=discriminator), step_metrics
 
-    def eval_step(self, params: dict, batch: dict) -> EvalMetrics:
+    def eval_step(self, params: dict, batch: dict) -> metrics.Collection:
         images = from_uint8(batch["image"])
         output = self._model.apply({"params": params}, images)
         kind = self._config.loss.reconstruction

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.llama import LlamaConfig
@@ -10,7 +11,7 @@ from llamagen_jax.models.vqgan import VQGANConfig
 from llamagen_jax.weights.kinds import Config, describe
 
 # Sizes of the paper's table 1 and of the original's code; generators class-conditional at 256 px.
-MODELS: dict[str, Config] = {
+MODELS: dict[str, Any] = {
     "VQ-16": VQGANConfig(channel_multipliers=(1, 1, 2, 2, 4)),
     "VQ-8": VQGANConfig(channel_multipliers=(1, 2, 2, 4)),
     "GPT-B": LlamaConfig(n_layers=12, n_heads=12, dim=768),

@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "filter",
             help="metadata of images and captions -> the rows worth downloading",
-            description=metadata_filter.__doc__.partition("\n\n")[2],
+            description=(metadata_filter.__doc__ or "").partition("\n\n")[2],
         )
     )
 
