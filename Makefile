@@ -14,6 +14,7 @@ test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/pyright --warnings
 	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 nightly: .venv/test

@@ -9,6 +9,7 @@ and "scenes-stage2", at 64 px, are the same for the rendered scenes at a tiny si
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -39,7 +40,7 @@ def _stage1() -> ConfigDict:
 
 
 def _stage2() -> ConfigDict:
-    config = _stage(
+    config: Any = _stage(
         512,
         steps=10_000_000 // _BATCH_SIZE,
         folder="data/aesthetic_512",
@@ -80,13 +81,13 @@ def _scenes_stage1() -> ConfigDict:
 
 
 def _scenes_stage2() -> ConfigDict:
-    config = _scenes_stage("stage2", 64, steps=3000)
+    config: Any = _scenes_stage("stage2", 64, steps=3000)
     config.init_from = "demo_text/stage1"
     return config
 
 
 def _scenes_stage(name: str, resolution: int, *, steps: int) -> ConfigDict:
-    config = _stage(
+    config: Any = _stage(
         resolution, steps=steps, folder=f"demo_text/{name}", caption_weights=_LONG_AND_SHORT
     )
     config.update(

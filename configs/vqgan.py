@@ -7,6 +7,7 @@ discriminator: 64 px to 8x8 codes, and "scenes-finetune" goes on from it (`make 
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -62,7 +63,7 @@ def _paper(size: str) -> ConfigDict:
 
 
 def _finetune() -> ConfigDict:
-    config = _paper("VQ-16")
+    config: Any = _paper("VQ-16")
     config.init_from = "vq_ds16_c2i"
     config.steps = 50_000
     # A fresh discriminator meets a trained tokenizer: both learning rates grow slowly.
@@ -100,7 +101,7 @@ def _scenes() -> ConfigDict:
 def _scenes_finetune() -> ConfigDict:
     # Once the entropy term has brought most codes into use, latents are to keep to theirs: a small
     # generator learns codes best that tell their own patch and nothing of the others.
-    config = _scenes()
+    config: Any = _scenes()
     config.init_from = "demo_text/tokenizer_base"
     config.steps = 300
     config.update(eval_every=100, sample_every=100, checkpoint_every=100)

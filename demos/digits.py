@@ -47,7 +47,8 @@ def measure() -> list[Figure]:
     from llamagen_jax.data.sources import ArrayRecordSource
     from llamagen_jax.images import from_uint8, grid, save_png, to_uint8
 
-    real = {split: list(DigitsSource(split)) for split in ("train", "test")}
+    sources = {split: DigitsSource(split) for split in ("train", "test")}
+    real = {split: [s[i] for i in range(len(s))] for split, s in sources.items()}
     model, params = lg.load(FOLDER / "tokenizer")
     shown = np.stack([r["image"] for r in real["test"][:16]])
     output = model.apply({"params": params}, from_uint8(shown))
@@ -67,7 +68,7 @@ def measure() -> list[Figure]:
         Figure("class accuracy of 500 samples", accuracy, "{:.1%}", at_least=0.95),
         Figure("  worst class", worst, "{:.0%}", at_least=0.8),
         Figure("  same classifier on held-out real digits", on_real, "{:.1%}"),
-        Figure("samples that copy a training image", np.mean(copies), "{:.1%}", below=0.1),
+        Figure("samples that copy a training image", float(np.mean(copies)), "{:.1%}", below=0.1),
     ]
 
 

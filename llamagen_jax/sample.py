@@ -17,9 +17,10 @@ from tqdm import tqdm
 from llamagen_jax import generation
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.files import staged
-from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.generation import ImageGenerator, Samples
 from llamagen_jax.images import captioned_grid, grid, save_png
 from llamagen_jax.models.llama import LlamaConfig
+from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts, read_prompts
 from llamagen_jax.weights.kinds import describe
 
@@ -52,43 +53,49 @@ def run(args: argparse.Namespace) -> None:
     text_encoder = args.text_encoder or recorded.get("text_encoder")
     if not tokenizer:
         raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
-    prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts
-    if prompts is not None:
+    prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts or []
+    if args.prompt_file or args.prompts:
         check_prompts(prompts, args.prompt_file or "--prompts")
     generator = ImageGenerator.open(args.generator, tokenizer, text_encoder or None)
+    is_text = generator.config.condition == "text"
     _check_condition(args, generator.config, text_encoder)
     settings = generator.settings(**{name: getattr(args, name) for name in _SETTINGS})
-    if generator.config.condition == "text":
-        subjects = np.array(prompts)
-    elif args.labels:
-        subjects = generator.labels(args.labels)
-    else:
-        subjects = np.arange(generator.config.num_classes, dtype=np.int32)
+    subjects = np.array(prompts) if is_text else _labels(args.labels, generator)
     output = Path(args.output)
     suffix = output.suffix.lower()
     # Opened before the long work, so that a path that cannot be written is known at once.
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
-        is_text = generator.config.condition == "text"
         conditions = generator.read(prompts) if is_text else {"condition": subjects}
-        batches = []
-        with tqdm(total=len(subjects) * args.count, desc="sampling", unit="image") as bar:
-            for samples in generator.sample(
-                conditions,
-                settings,
-                count=args.count,
-                batch_size=args.batch_size,
-                size=args.resize,
-            ):
-                batches.append(samples)
-                bar.update(len(samples.codes))
-        codes, images = (np.concatenate(part) for part in zip(*batches, strict=True))
+        samples = _sample(args, generator, conditions, settings)
         subjects = np.repeat(subjects, args.count)
         shown = {
             name: value for name in _SETTINGS if (value := getattr(settings, name)) is not None
         }
         shown["generator"] = Path(args.generator).resolve().name
-        _write(partial, suffix, images, codes, subjects, shown, args.columns or args.count)
-    print(f"wrote {len(images)} images to {output}")
+        _write(partial, suffix, samples, subjects, shown, args.columns or args.count)
+    print(f"wrote {len(subjects)} images to {output}")
+
+
+def _labels(wanted: list[str] | None, generator: ImageGenerator) -> np.ndarray:
+    if wanted:
+        return generator.labels(wanted)
+    return np.arange(generator.config.num_classes, dtype=np.int32)
+
+
+def _sample(
+    args: argparse.Namespace,
+    generator: ImageGenerator,
+    conditions: Mapping[str, np.ndarray],
+    settings: SamplingSettings,
+) -> Samples:
+    total = len(conditions["condition"]) * args.count
+    sizes = {"count": args.count, "batch_size": args.batch_size, "size": args.resize}
+    parts = []
+    with tqdm(total=total, desc="sampling", unit="image") as bar:
+        for part in generator.sample(conditions, settings, **sizes):
+            parts.append(part)
+            bar.update(len(part.codes))
+    return Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,17 +181,17 @@ def _check_condition(
 def _write(
     path: Path,
     suffix: str,
-    images: np.ndarray,
-    codes: np.ndarray,
+    samples: Samples,
     subjects: np.ndarray,
     settings: Mapping[str, Any],
     columns: int,
 ) -> None:
     """Writes what `suffix` asks for; `subjects` are the labels or the prompts of the images."""
-    kind = "prompt" if subjects.dtype.kind == "U" else "label"
+    kind, images = "prompt" if subjects.dtype.kind == "U" else "label", samples.images
     if suffix == ".npz":
+        arrays: dict[str, Any] = {"arr_0": images, f"{kind}s": subjects, "codes": samples.codes}
         with path.open("wb") as file:
-            np.savez(file, arr_0=images, codes=codes, **{f"{kind}s": subjects})
+            np.savez(file, **arrays)
     elif suffix == ".png":
         columns = min(columns, len(images))
         if kind == "prompt":

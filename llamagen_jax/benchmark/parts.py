@@ -270,7 +270,7 @@ def _llama(setting: Setting, **condition) -> tuple[Llama, dict]:
 
 def _generator_config(setting: Setting, name: str) -> GeneratorTraining:
     """The training of the paper, of the model `name` and on one device."""
-    config = config_files.load("c2i.py:B-256")
+    config: Any = config_files.load("c2i.py:B-256")
     model = dataclasses.replace(zoo.MODELS[name], dtype=setting.dtype)
     config.model.update(dataclasses.asdict(model))
     config.batch_size = setting.batch_size
@@ -279,7 +279,7 @@ def _generator_config(setting: Setting, name: str) -> GeneratorTraining:
 
 def _tokenizer_config(setting: Setting) -> TokenizerTraining:
     """The training of the paper, of the VQGAN alone: without its discriminator and LPIPS."""
-    config = config_files.load("vqgan.py:VQ-16")
+    config: Any = config_files.load("vqgan.py:VQ-16")
     model = dataclasses.replace(zoo.MODELS[setting.tokenizer], dtype=setting.dtype)
     config.model.update(dataclasses.asdict(model))
     config.batch_size = setting.image_batch_size

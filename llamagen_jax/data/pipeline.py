@@ -302,7 +302,9 @@ class _TrainBatches:
         for tried in range(_MAX_BROKEN_RUN):
             # By position in the stream, so that a record is augmented anew in every epoch.
             rng = np.random.default_rng((self._seed, position + tried))
-            example = self._load(self._order[position + tried], rng)
+            index = self._order[position + tried]
+            assert index is not None
+            example = self._load(index, rng)
             if not isinstance(example, _Broken):
                 return example | {"skipped": np.bool_(tried > 0)}
             reason = example.reason

@@ -113,7 +113,7 @@ def _cached_index(path: Path) -> np.ndarray:
     Raises TarError or OSError if the shard cannot be read.
     """
     status = path.stat()
-    stamp = np.int64([status.st_size, status.st_mtime_ns])
+    stamp = np.array([status.st_size, status.st_mtime_ns], np.int64)
     cache = path.with_name(path.name + ".index")
     # A damaged file raises errors of any type; the index is then made again.
     with contextlib.suppress(Exception), np.load(cache) as stored:

@@ -89,6 +89,7 @@ def code_crops(
     if kind != "ten-crop":
         crop = center_crop(image, size)
         return np.stack([crop, crop[:, ::-1]][: CODE_CROPS[kind]])
+    assert crop_range is not None
     pixels = center_crop(image, int(size * crop_range))
     margin = len(pixels) - size
     middle = round(margin / 2)  # to even, as torchvision does

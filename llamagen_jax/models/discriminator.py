@@ -110,7 +110,7 @@ class BatchNorm(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
         """[B, H, W, C] to float32 of that shape; see `PatchGAN` for `train`."""
         x = x.astype(jnp.float32)
         C = x.shape[-1]
@@ -165,7 +165,7 @@ class StyleGANBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "B S S C"]) -> Float[Array, "B half half F"]:
+    def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B half half F"]:
         shortcut = nn.Conv(
             self.channels,
             (1, 1),

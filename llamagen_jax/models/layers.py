@@ -21,7 +21,7 @@ class RMSNorm(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "*rows D"]) -> Float[Array, "*rows D"]:
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.epsilon)
@@ -41,7 +41,7 @@ def dense(features: int, dtype: str, name: str) -> nn.Dense:
     )
 
 
-def split_batch(x: Shaped[AnyArray, "*shape"]) -> Shaped[Array, "*shape"]:
+def split_batch(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """Keeps the examples of x [B, ...] split over the mesh that is set, where they divide over it.
 
     Left to itself the partitioner may rather split x like the embedding table, along D, and copy

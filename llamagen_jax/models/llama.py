@@ -5,7 +5,7 @@ H heads, K key-value heads, Dh head width, N layers, V vocabulary.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -193,11 +193,11 @@ class Llama(nn.Module):
                 static_argnums=(5,),
             )
         if self.scan_layers:
-            self.layers = nn.scan(
+            self.layers: Any = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, 0, nn.broadcast, nn.broadcast),
+                in_axes=(0, 0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=c.n_layers,
             )(c, self.attention)
         else:
@@ -249,7 +249,7 @@ class Llama(nn.Module):
 
     def transform(
         self,
-        x: Float[AnyArray, "B Q D"],
+        x: Float[Array, "B Q D"],
         positions: Integer[AnyArray, "#B Q"],
         condition_mask: Bool[AnyArray, "B T"] | None = None,
         cache: Cache | None = None,
@@ -283,13 +283,13 @@ class Llama(nn.Module):
         rates = np.linspace(0, c.drop_path, c.n_layers, dtype=np.float32)
         if self.scan_layers:
             return self.layers(x, rates, cache, queries, train)
-        new_cache = []
+        new_cache: list[KVCache] = []
         for i, layer in enumerate(self.layers):
             x, layer_cache = layer(x, rates[i], cache and cache[i], queries, train)
             new_cache.append(layer_cache)
         return x, None if cache is None else new_cache
 
-    def logits(self, x: Float[AnyArray, "*B D"]) -> Float[Array, "*B V"]:
+    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Final norm and output layer: [..., D] to float32 [..., V]."""
         dtype = self.config.dtype
         x = self.norm(x).astype(dtype)
@@ -297,14 +297,15 @@ class Llama(nn.Module):
 
     def extend(
         self,
-        x: Float[AnyArray, "B Q D"],
+        x: Float[Array, "B Q D"],
         positions: Integer[AnyArray, "#B Q"],
         condition_mask: Bool[AnyArray, "B T"] | None,
         cache: Cache,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """`transform`, then the logits [B, V] of the last position; also returns the cache."""
-        x, cache = self.transform(x, positions, condition_mask, cache)
-        return self.logits(x[:, -1]), cache
+        x, filled = self.transform(x, positions, condition_mask, cache)
+        assert filled is not None
+        return self.logits(x[:, -1]), filled
 
     def for_decoding(self, params: dict) -> tuple["Llama", dict]:
         """The same model with its layers apart and its matrices in the compute dtype.
@@ -379,7 +380,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[AnyArray, "B Q D"],
+        x: Float[Array, "B Q D"],
         drop_path_rate: jax.typing.ArrayLike,
         cache: KVCache | None,
         queries: Queries,
@@ -417,7 +418,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[AnyArray, "B Q D"], cache: KVCache | None, queries: Queries
+        self, x: Float[Array, "B Q D"], cache: KVCache | None, queries: Queries
     ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
         c = self.config
         B, Q, D = x.shape
@@ -429,6 +430,7 @@ class Attention(nn.Module):
             attended = causal_attention(q, k, v, queries.valid, self.implementation)
         else:
             cache = fill(cache, KVCache(k, v), queries.positions)
+            assert queries.mask is not None
             attended = cached_attention(q, cache.k, cache.v, queries.mask)
         return dense(D, c.dtype, "out")(attended.reshape(B, Q, -1)), cache
 

@@ -98,7 +98,7 @@ class T5(nn.Module):
             Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.n_layers,
         )
         x = embed(tokens).astype(jnp.float32)
@@ -114,7 +114,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[AnyArray, "B T D"],
+        x: Float[Array, "B T D"],
         bias: Float[AnyArray, "1 H T T"],
         mask: Bool[AnyArray, "B 1 1 T"],
     ) -> tuple[Float[Array, "B T D"], None]:

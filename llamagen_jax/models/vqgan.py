@@ -4,7 +4,7 @@ Axes: B batch, H W pixels, h w code grid, C channels, E code width, K codebook e
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -241,7 +241,7 @@ class ResBlock(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "B H W C"]) -> Float[Array, "B H W F"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
         c = self.config
         y = _conv(self.channels, 3, c, name="conv1")(nn.swish(_norm(c, "norm1")(x)))
         y = _conv(self.channels, 3, c, name="conv2")(nn.swish(_norm(c, "norm2")(y)))
@@ -256,7 +256,7 @@ class AttentionBlock(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "B h w C"]) -> Float[Array, "B h w C"]:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         c = self.config
         B, h, w, C = x.shape
         y = _norm(c, "norm")(x)
@@ -271,7 +271,7 @@ class Downsample(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "B H W C"]) -> Float[Array, "B h w C"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         padding = ((0, 1), (0, 1))
         return _conv(x.shape[-1], 3, self.config, name="conv", strides=2, padding=padding)(x)
 
@@ -282,7 +282,7 @@ class Upsample(nn.Module):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "B h w C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         return _conv(x.shape[-1], 3, self.config, name="conv")(x)
 
@@ -293,7 +293,7 @@ def _middle(x, c: VQGANConfig):
     return ResBlock(x.shape[-1], c, name="middle_res_1")(x)
 
 
-def _conv(channels, kernel, c: VQGANConfig, *, name=None, strides=1, padding="SAME"):
+def _conv(channels, kernel, c: VQGANConfig, *, name=None, strides=1, padding: Any = "SAME"):
     return nn.Conv(
         channels,
         (kernel, kernel),

@@ -17,6 +17,7 @@ def filter_logits(
 
     As the original: ties with the k-th logit stay, and so does the first code over top_p.
     """
+    logits = jnp.asarray(logits)
     if top_k:
         smallest_kept = jax.lax.top_k(logits, top_k)[0][..., -1:]
         logits = jnp.where(logits < smallest_kept, -jnp.inf, logits)
@@ -30,8 +31,8 @@ def filter_logits(
 
 
 def guide(
-    cond: Float[AnyArray, "*rows V"],
-    uncond: Float[AnyArray, "*rows V"],
+    cond: Float[Array, "*rows V"],
+    uncond: Float[Array, "*rows V"],
     scale: AnyArray | float,
 ) -> Float[Array, "*rows V"]:
     """Classifier-free guidance of logits (arXiv 2207.12598)."""

@@ -98,7 +98,8 @@ def _pick(
 ) -> Int[Array, " B"]:
     """The codes number `index`, from logits of B rows, or of 2B: conditional, then null."""
     if logits.shape[0] > keys.shape[0]:
-        logits = guide(*jnp.split(logits, 2), numbers.guidance_scale)
+        cond, uncond = jnp.split(logits, 2)
+        logits = guide(cond, uncond, numbers.guidance_scale)
     if program.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     top_p = numbers.top_p if program.filter_top_p else 1.0

@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,5 +138,5 @@ def caption_features(model: T5, params: dict, tokens: jax.Array, mask: jax.Array
     The original encodes captions padded on the right and moves the padding to the left afterwards,
     which is the same: T5 knows only distances between tokens.
     """
-    features = model.apply({"params": params}, tokens, mask)
+    features: Any = model.apply({"params": params}, tokens, mask)
     return jnp.where(mask[..., None], features, 0).astype(model.config.dtype)

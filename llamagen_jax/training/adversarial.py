@@ -38,6 +38,7 @@ class Adversary:
     """
 
     def __init__(self, config: TokenizerTraining):
+        assert config.discriminator
         self._config = config
         self._module = discriminator.build(config.discriminator)
         steps = max(config.steps - config.loss.adversarial_start, 1)

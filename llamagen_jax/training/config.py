@@ -172,8 +172,8 @@ class GeneratorTraining(TrainConfig):
 _TASKS = {"tokenizer": TokenizerTraining, "generator": GeneratorTraining}
 
 
-def from_mapping(values: Mapping[str, Any]) -> TokenizerTraining | GeneratorTraining:
-    """Builds the run's configuration.
+def from_mapping(values: Mapping[str, Any]) -> Any:
+    """Builds the run's configuration: a `TokenizerTraining` or a `GeneratorTraining`.
 
     Raises:
       InputError: a key is unknown (the nearest is named) or missing, or a value is impossible.
@@ -206,7 +206,7 @@ def _value(expected: Any, value: Any, path: str) -> Any:
     union = isinstance(expected, types.UnionType)
     kinds = typing.get_args(expected) if union else (expected,)
     allowed = tuple(typing.get_origin(kind) or kind for kind in kinds)
-    block = next(filter(dataclasses.is_dataclass, allowed), None)
+    block: Any = next(filter(dataclasses.is_dataclass, allowed), None)
     if block and isinstance(value, Mapping):
         return _build(block, value, path)
     if float in allowed and type(value) is int:

@@ -25,7 +25,8 @@ def report(task: Task, mesh: Mesh) -> str:
     state = sharding.abstract_init(task.init, task.config.sharding_rules, mesh)
     params, everything = bytes_per_device(state.params), bytes_per_device(state)
     traced = trace_step(task, state, mesh)
-    temporaries = traced.lower().compile().memory_analysis().temp_size_in_bytes
+    memory: Any = traced.lower().compile().memory_analysis()
+    temporaries = memory.temp_size_in_bytes
     flops = task.step_flops(traced)
     lines = [
         ("devices", " x ".join(f"{name} {size}" for name, size in mesh.shape.items())),

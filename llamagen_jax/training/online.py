@@ -44,7 +44,8 @@ def open_encoders(
             "turns them into codes, or make codes with `python -m llamagen_jax.data.prepare codes`"
         )
     _check_tokenizer(config, tokenizer)
-    condition, t5, t5_params = "stored", None, None
+    condition: Condition = "stored"
+    t5, t5_params = None, {}
     if config.model.condition == "text":
         text_encoder = _load_text_encoder(config, mesh)
         condition = functools.partial(tokenize_caption, text_encoder.tokenizer, text_encoder.length)
@@ -53,7 +54,7 @@ def open_encoders(
     frozen = tokenizer, t5_params
 
     @jax.jit
-    def encode(frozen: tuple[ModelTokenizer, dict | None], batch: dict) -> dict:
+    def encode(frozen: tuple[ModelTokenizer, dict], batch: dict) -> dict:
         tokenizer, t5_params = frozen
         images, rest = batch["image"], {k: v for k, v in batch.items() if k != "image"}
         codes = tokenizer.encode(from_uint8(images))

@@ -1,7 +1,7 @@
 """AdamW with decayed and undecayed groups, learning-rate schedules, and the training state."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -67,13 +67,16 @@ class TrainState(flax.struct.PyTreeNode):
         return self.params if self.ema is None else self.ema
 
 
+State = TypeVar("State", bound=TrainState)
+
+
 def init_state(params: Any, optimizer: optax.GradientTransformation, config) -> TrainState:
     """The state before the first step."""
     ema = jax.tree.map(jnp.array, params) if config.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
-def with_params(state: TrainState, params: Any) -> TrainState:
+def with_params(state: State, params: Any) -> State:
     """A state fresh from its initialisation with `params`, on the host, in place of the drawn."""
     params = sharding.put_like(params, state.params)
     ema = None if state.ema is None else jax.tree.map(jnp.array, params)
@@ -81,8 +84,8 @@ def with_params(state: TrainState, params: Any) -> TrainState:
 
 
 def apply_gradients(
-    state: TrainState, grads: Any, optimizer: optax.GradientTransformation, config: OptimizerConfig
-) -> TrainState:
+    state: State, grads: Any, optimizer: optax.GradientTransformation, config: OptimizerConfig
+) -> State:
     """One optimiser step, and the moving average after it."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -34,7 +34,7 @@ class Progress:
         self._task, self._checkpoints = task, checkpoints
         self._speed = _Speed(task, start, step_flops, peak)
         self._step, self._newest = start, None
-        self._average: Collection | None = None
+        self._average: Any = None
         self._skipped = 0
         self._bar = tqdm(
             total=task.config.steps,

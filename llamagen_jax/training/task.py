@@ -37,7 +37,7 @@ class Task:
     config: TrainConfig
     compute_dtype: str
     init: Callable[[], TrainState]
-    train_step: Callable[[TrainState, dict], tuple[TrainState, metrics.Collection]]
+    train_step: Callable[[Any, dict], tuple[Any, metrics.Collection]]
     eval_step: Callable[[Any, dict], metrics.Collection]
     example: dict[str, jax.ShapeDtypeStruct]
     codes_per_example: int
@@ -78,7 +78,7 @@ class OpenTask(Task):
     held_out: Source | None
     condition: Condition
     encode: Callable[[dict], dict] | None = None
-    load: Callable[[TrainState], TrainState] | None = None
+    load: Callable[[Any], Any] | None = None
     preview: Callable[[Any, dict], np.ndarray] | None = None
     may_change: tuple[str, ...] = ()
 

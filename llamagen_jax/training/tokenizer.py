@@ -130,7 +130,7 @@ class _Training:
         self._model: Any = VQGAN(config.model)
         self._optimizer = adamw(config.optimizer, config.steps)
         self._adversary = Adversary(config) if config.loss.adversarial_weight else None
-        self._lpips = LPIPS() if config.loss.perceptual_weight else None
+        self._lpips: Any = LPIPS() if config.loss.perceptual_weight else None
         names = [*_SCALARS, *(_ADVERSARIAL_SCALARS if self._adversary else ())]
         names += ["adaptive_weight"] if self._adversary and config.loss.adaptive_weight else []
         names += ["perceptual_loss"] if self._lpips else []
@@ -174,7 +174,7 @@ class _Training:
         image_terms, image_grads = self._image_losses(state, images, reconstruction)
         terms |= image_terms
         discriminator, scalars = state.discriminator, {}
-        if self._adversary:
+        if self._adversary and discriminator is not None:
 
             def last_kernel_grads(image_grads):
                 # The compiler keeps only what the last kernel needs of this backward pass.
@@ -232,7 +232,7 @@ class _Training:
             distance = losses.reconstruction(config.reconstruction, images, reconstruction)
             terms = {"reconstruction_loss": jnp.mean(distance)}
             if self._lpips:
-                distance = self._lpips.apply({"params": state.lpips}, images, reconstruction)
+                distance: Any = self._lpips.apply({"params": state.lpips}, images, reconstruction)
                 terms["perceptual_loss"] = config.perceptual_weight * jnp.mean(distance)
             return sum(terms.values()), terms
 

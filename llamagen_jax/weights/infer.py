@@ -38,7 +38,7 @@ def infer_config(
         name = source.stem
     if grid_size is None and name is not None:
         # A tokenizer has none; that the file is no tokenizer is then found below.
-        grid_size = getattr(PUBLISHED[name].config, "grid_size", LlamaConfig.grid_size)
+        grid_size = vars(PUBLISHED[name].config).get("grid_size", 16)
     shapes = {tensor_name: tensor.shape for tensor_name, tensor in tensors.items()}
     try:
         if "quantize.embedding.weight" in shapes:

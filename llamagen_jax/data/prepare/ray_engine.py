@@ -87,7 +87,7 @@ def for_each(make: Callable[[], Callable[[int], None]], items: list[int]) -> Ite
     gpus = int(sum(resources.get("GPU", 0) for resources in nodes))
     actors = gpus or sum(resources.get("CPU", 0) > 0 for resources in nodes)
     done = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _Actor,
+        _Actor,  # pyright: ignore[reportArgumentType]
         fn_constructor_args=(make, Path.cwd()),
         num_gpus=1 if gpus else None,
         # An item takes long: it waits for the actor that is free first.
