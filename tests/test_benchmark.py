@@ -10,6 +10,7 @@ from llamagen_jax.benchmark import __main__ as benchmark
 from llamagen_jax.benchmark import parts as benchmark_parts
 from llamagen_jax.training import config_files
 from llamagen_jax.training.config import from_mapping
+from llamagen_jax.training.generator import forward_flops
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +24,17 @@ def tiny_models(monkeypatch):
     logging.set_verbosity(verbosity)
 
 
-@pytest.mark.parametrize("only", ["train step, generator", "decode", "prefill", "compile"])
-def test_figures_are_written_and_printed(tmp_path, capsys, only):
+# Codes, codes, tokens and programs of a call at this batch size.
+COUNTS = {"train step, generator": 8 * 16, "decode": 8 * 16, "prefill": 8 * 120, "compile": 1}
+
+
+@pytest.mark.parametrize("only", COUNTS)
+def test_figures_are_written_and_printed(tmp_path, capsys, only, monkeypatch):
+    def half_a_second(call, repeats):
+        call()
+        return 0.5
+
+    monkeypatch.setattr(benchmark_parts.flops, "median_seconds", half_a_second)
     output = tmp_path / "figures.json"
     arguments = ["--only", only, "--batch-size", "8", "--repeats", "1", "--output", str(output)]
     benchmark.main(arguments)
@@ -33,10 +43,11 @@ def test_figures_are_written_and_printed(tmp_path, capsys, only):
     assert record["figures"]
     printed = capsys.readouterr().out
     for figure in record["figures"]:
-        assert figure["seconds"] > 0
+        assert figure["rate"] == pytest.approx(COUNTS[only] / figure["seconds"])
         assert f"| {figure['name']} | {figure['shapes']} |" in printed
-        if figure["limit"]:
-            assert figure["percent"] > 0
+    if only == "train step, generator":
+        needed = 8 * 3 * forward_flops(tiny.LLAMA_CONFIG)
+        assert record["figures"][0]["percent"] == pytest.approx(100 * needed / 0.5 / 1e11)
 
 
 def test_configs_are_the_papers_with_the_setting_in_place():

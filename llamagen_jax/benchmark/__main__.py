@@ -16,12 +16,12 @@ from absl import logging
 from tqdm import tqdm
 
 from llamagen_jax import zoo
-from llamagen_jax.benchmark.parts import BENCHMARKS, Bench, Figure, Setting
+from llamagen_jax.benchmark.parts import BENCHMARKS, Bench, Setting, Timing
 from llamagen_jax.errors import InputError, nearest, one_line_errors
 from llamagen_jax.files import staged
 
 
-def run(setting: Setting, only: str = "") -> tuple[dict[str, float], list[Figure]]:
+def run(setting: Setting, only: str = "") -> tuple[dict[str, float], list[Timing]]:
     """The limits and the figures of the benchmarks whose name contains `only`."""
     bench, figures = Bench(setting), []
     with tqdm([b for b in BENCHMARKS if only in b]) as bar:
@@ -53,18 +53,18 @@ def main(argv: list[str] | None = None) -> None:
                 partial.write_text(json.dumps(_record(setting, limits, figures), indent=2) + "\n")
 
 
-def _record(setting: Setting, limits: dict[str, float], figures: list[Figure]) -> dict:
+def _record(setting: Setting, limits: dict[str, float], timings: list[Timing]) -> dict:
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "llamagen_jax")},
         "setting": dataclasses.asdict(setting),
         "limits": limits,
-        "figures": [dataclasses.asdict(figure) for figure in figures],
+        "figures": [dataclasses.asdict(figure) for figure in timings],
     }
 
 
-def _table(limits: dict[str, float], figures: list[Figure]) -> str:
+def _table(limits: dict[str, float], timings: list[Timing]) -> str:
     lines = [
         f"matrix product {limits['matrix product'] / 1e9:.0f} GFLOP/s, "
         f"memory {limits['memory'] / 1e9:.1f} GB/s",
@@ -72,7 +72,7 @@ def _table(limits: dict[str, float], figures: list[Figure]) -> str:
         "| what | shapes | median | rate | of the limit |",
         "|---|---|---|---|---|",
     ]
-    for f in figures:
+    for f in timings:
         share = f"{f.percent:.0f} % of {f.limit}" if f.limit else ""
         lines.append(
             f"| {f.name} | {f.shapes} | {f.seconds * 1e3:.1f} ms | "

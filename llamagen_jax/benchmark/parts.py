@@ -44,7 +44,7 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Timing:
     """One timing.
 
     Attributes:
@@ -74,7 +74,7 @@ class Bench:
             "memory": measured_bandwidth(),
         }
 
-    def figure(
+    def time(
         self,
         name: str,
         shapes: str,
@@ -84,11 +84,11 @@ class Bench:
         unit: str,
         limit: str = "",
         work: float = 0.0,
-    ) -> Figure:
+    ) -> Timing:
         """Times `call`, which makes `count` of `unit` and needs `work` FLOPs or bytes."""
         seconds = flops.median_seconds(call, self.setting.repeats)
         percent = 100 * work / seconds / self.limits[limit] if limit else None
-        return Figure(name, shapes, seconds, count / seconds, unit, limit, percent)
+        return Timing(name, shapes, seconds, count / seconds, unit, limit, percent)
 
 
 def measured_bandwidth() -> float:
@@ -103,7 +103,7 @@ def measured_bandwidth() -> float:
     )
 
 
-def _train_generator(bench: Bench) -> Iterator[Figure]:
+def _train_generator(bench: Bench) -> Iterator[Timing]:
     s, config = bench.setting, _generator_config(bench.setting, bench.setting.generator)
     task = generator.make_task(config)
     length = config.model.code_length
@@ -112,7 +112,7 @@ def _train_generator(bench: Bench) -> Iterator[Figure]:
         "label": jnp.zeros(s.batch_size, jnp.int32),
     }
     call, work = _steps(task, batch)
-    yield bench.figure(
+    yield bench.time(
         "train step, generator",
         f"{s.generator} {s.dtype}, codes [{s.batch_size}, {length}]",
         call,
@@ -123,12 +123,12 @@ def _train_generator(bench: Bench) -> Iterator[Figure]:
     )
 
 
-def _train_tokenizer(bench: Bench) -> Iterator[Figure]:
+def _train_tokenizer(bench: Bench) -> Iterator[Timing]:
     s, config = bench.setting, _tokenizer_config(bench.setting)
     task = tokenizer.make_task(config)
     batch = {"image": jnp.zeros((s.image_batch_size, 256, 256, 3), jnp.uint8)}
     call, work = _steps(task, batch)
-    yield bench.figure(
+    yield bench.time(
         "train step, tokenizer",
         f"{s.tokenizer} {s.dtype}, images {list(batch['image'].shape)}",
         call,
@@ -151,7 +151,7 @@ def _steps(task: Task, batch: dict) -> tuple[Callable[[], Any], float]:
     return call, task.step_flops(step.trace(state, batch))
 
 
-def _decode(bench: Bench) -> Iterator[Figure]:
+def _decode(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
     model, params = _llama(s, condition="class")
     labels = np.zeros(s.batch_size, np.int32)
@@ -160,7 +160,7 @@ def _decode(bench: Bench) -> Iterator[Figure]:
     weights = sum(leaf.size for leaf in jax.tree.leaves(params)) - c.vocab_size * c.dim
     # On average half of the positions are filled.
     cache = s.batch_size * c.n_layers * 2 * c.kv_heads * c.head_dim * c.code_length / 2
-    yield bench.figure(
+    yield bench.time(
         "decode",
         f"{s.generator} {s.dtype}, {s.batch_size} samples of {c.code_length} codes",
         lambda: generate(model, params, labels, seed=0),
@@ -171,7 +171,7 @@ def _decode(bench: Bench) -> Iterator[Figure]:
     )
 
 
-def _prefill(bench: Bench) -> Iterator[Figure]:
+def _prefill(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
     model, params = _llama(s, condition="text", condition_length=_TEXT_TOKENS)
     x = jnp.zeros((s.batch_size, _TEXT_TOKENS, model.config.dim), s.dtype)
@@ -182,7 +182,7 @@ def _prefill(bench: Bench) -> Iterator[Figure]:
         positions, cache = jnp.arange(_TEXT_TOKENS)[None], decoder.init_cache(s.batch_size)
         return decoder.apply(variables, x, positions, None, cache, method="extend")
 
-    yield bench.figure(
+    yield bench.time(
         "prefill",
         f"{s.generator} {s.dtype}, {s.batch_size} x {_TEXT_TOKENS} text features",
         lambda: prefill(params, x),
@@ -193,7 +193,7 @@ def _prefill(bench: Bench) -> Iterator[Figure]:
     )
 
 
-def _images(bench: Bench) -> Iterator[Figure]:
+def _images(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
     config = dataclasses.replace(zoo.MODELS[s.tokenizer], dtype=s.dtype)
     model, side = VQGAN(config), 256 // config.downsampling
@@ -202,7 +202,7 @@ def _images(bench: Bench) -> Iterator[Figure]:
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     for method, inputs in (("encode", images), ("decode", codes)):
         function = jax.jit(functools.partial(model.apply, method=method))
-        yield bench.figure(
+        yield bench.time(
             f"{method} images",
             f"{s.tokenizer} {s.dtype}, {list(inputs.shape)}",
             functools.partial(function, variables, inputs),
@@ -213,7 +213,7 @@ def _images(bench: Bench) -> Iterator[Figure]:
         )
 
 
-def _compile(bench: Bench) -> Iterator[Figure]:
+def _compile(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
     for name in ("GPT-B", "GPT-XL"):
         seconds = []
@@ -226,10 +226,10 @@ def _compile(bench: Bench) -> Iterator[Figure]:
             dry_run.trace_step(task, state, mesh).lower().compile()
             seconds.append(time.perf_counter() - started)
         median = statistics.median(seconds)
-        yield Figure("compile the train step", f"{name} {s.dtype}", median, 1 / median, "programs")
+        yield Timing("compile the train step", f"{name} {s.dtype}", median, 1 / median, "programs")
 
 
-def _input(bench: Bench) -> Iterator[Figure]:
+def _input(bench: Bench) -> Iterator[Timing]:
     with tempfile.TemporaryDirectory() as folder:
         size = _write_jpegs(Path(folder) / "class") // 1000
         for fast in (False, True):
@@ -238,7 +238,7 @@ def _input(bench: Bench) -> Iterator[Figure]:
             )
             source = open_source(config.source, config.train)
             batches = train_batches(source, config, batch_size=64, seed=0)
-            yield bench.figure(
+            yield bench.time(
                 f"input pipeline, {'fast' if fast else 'parity'} decoding",
                 f"JPEG 1024x768, {size} kB, to [64, 256, 256, 3], {os.cpu_count()} cores",
                 lambda batches=batches: next(batches)["image"],

@@ -26,16 +26,16 @@ SCHEMA_VERSION = 1
 _ARRAY = 1  # msgpack extension type of a numpy array
 
 
-def pack(record: dict) -> bytes:
+def to_bytes(record: dict) -> bytes:
     """A record as msgpack bytes; arrays may have any shape and any numeric dtype.
 
-    Raises TypeError for values that `unpack` could not give back unchanged.
+    Raises TypeError for values that `from_bytes` could not give back unchanged.
     """
     return msgpack.Packer(default=_encode_array).pack(record)
 
 
-def unpack(data: bytes) -> dict:
-    """The record that `pack` was given; its arrays are read-only."""
+def from_bytes(data: bytes) -> dict:
+    """The record that `to_bytes` was given; its arrays are read-only."""
     return msgpack.unpackb(data, ext_hook=_decode_array)
 
 
@@ -190,7 +190,7 @@ def write_shard(path: Path, records: Iterable[dict]) -> Shard:
     writer = ArrayRecordWriter(str(path), "group_size:1")
     count = 0
     for record in records:
-        writer.write(pack(record))
+        writer.write(to_bytes(record))
         count += 1
     writer.close()
     return Shard(path.name, count, path.stat().st_size, _sha256(path))

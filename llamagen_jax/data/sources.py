@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from llamagen_jax.data.package_sources import DigitsSource, PhotosSource, TfdsSource
-from llamagen_jax.data.records import Manifest, open_shards, unpack
+from llamagen_jax.data.records import Manifest, from_bytes, open_shards
 from llamagen_jax.data.tar_shards import TarShardsSource
 from llamagen_jax.errors import InputError, nearest
 
@@ -110,7 +110,7 @@ class ArrayRecordSource:
 
     def __getitem__(self, index: int) -> dict:
         shard, position = self._locate(index)
-        return unpack(self._shards[shard][position])
+        return from_bytes(self._shards[shard][position])
 
     def name(self, index: int) -> str:
         shard, position = self._locate(index)

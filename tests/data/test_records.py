@@ -10,9 +10,9 @@ import pytest
 from llamagen_jax.data.records import (
     Manifest,
     TokenizerId,
+    from_bytes,
     open_shards,
-    pack,
-    unpack,
+    to_bytes,
     verify,
     write_dataset,
 )
@@ -49,20 +49,20 @@ def edit_manifest(folder, **changes):
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
 def test_arrays_round_trip(array):
-    back = unpack(pack({"x": array}))["x"]
+    back = from_bytes(to_bytes({"x": array}))["x"]
     assert back.dtype == array.dtype
     np.testing.assert_array_equal(back, array, strict=True)
 
 
 def test_other_values_round_trip():
     record = {"image": b"\xff\x00", "label": 7, "captions": ["a red fox", "räv"]}
-    assert unpack(pack(record)) == record
+    assert from_bytes(to_bytes(record)) == record
 
 
 @pytest.mark.parametrize("value", [np.array(["a"], object), np.arange(3, dtype=">u2"), 1j])
 def test_values_that_would_change_are_refused(value):
     with pytest.raises(TypeError, match="cannot hold"):
-        pack({"x": value})
+        to_bytes({"x": value})
 
 
 def test_manifest_round_trips(tmp_path):
@@ -87,7 +87,7 @@ def test_records_are_split_into_shards_in_order(dataset):
         ("00001.array_record", 2),
     ]
     shards = open_shards(dataset, manifest)
-    labels = [unpack(shard[i])["label"] for shard in shards for i in range(len(shard))]
+    labels = [from_bytes(shard[i])["label"] for shard in shards for i in range(len(shard))]
     assert labels == [0, 1, 2, 3, 4]
     assert sorted(p.name for p in dataset.parent.iterdir()) == ["codes"]
     verify(dataset)

@@ -46,7 +46,10 @@ def _assert_same_bits(first, second):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("task_name", TASKS)
+# The tokenizer's are also those of every mesh in test_scale.
+@pytest.mark.parametrize(
+    "task_name", [pytest.param("tokenizer", marks=pytest.mark.slow), "generator"]
+)
 def test_losses_are_equal_on_every_mesh(codes, task_name):
     config = _config(task_name, codes)
     losses = [tiny.losses(config, mesh) for mesh in tiny.meshes((1, 1, 1), (2, 2, 2))]
@@ -91,7 +94,7 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path, codes, task, monkeypa
     assert not np.array_equal(jax.tree.leaves(whole.ema)[0], jax.tree.leaves(whole.params)[0])
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [pytest.param("tokenizer", marks=pytest.mark.slow), "generator"])
 def test_the_step_is_traced_once(tmp_path, codes, task):
     """The trace that FLOPs are counted in is the one that is run."""
     config = _config(task, codes, steps=3)

@@ -134,12 +134,16 @@ def test_killed_drivers_and_actors(cluster, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     driver = subprocess.Popen([sys.executable, "-c", code], env=environment)
     progress = tmp_path / "out.partial" / "progress"
-    while len(list(progress.glob("0*.json"))) < 2:
+
+    def gpus():
+        return {path.name[-2:] for path in tmp_path.glob("*-*")}
+
+    while len(list(progress.glob("0*.json"))) < 2 or len(gpus()) < 2:
         assert driver.poll() is None
         time.sleep(0.01)
     driver.kill()
     driver.wait()
-    assert {path.name[-2:] for path in tmp_path.glob("*-*")} == {"-0", "-1"}
+    assert gpus() == {"-0", "-1"}
     finished = [path.with_suffix(".array_record") for path in progress.glob("0*.json")]
     finished = [tmp_path / "out.partial" / path.name for path in finished]
     before = [path.stat().st_mtime_ns for path in finished]
