@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from llamagen_jax.data.parquet import import_extra, parquet_files
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
+from llamagen_jax.parquet import import_extra, parquet_files
 from llamagen_jax.scenes.world import Scene, captions, held_out_prompts, random_scene, render
 
 _URL = re.compile(r"https://scenes\.example/(train|held-out)/(\d+)/(\d+)\.jpg")

@@ -112,6 +112,7 @@ def test_the_step_is_traced_once(tmp_path, codes, task):
     assert [step for step, _ in utilization] == [2, 3]
 
 
+@pytest.mark.slow  # a part of what test_scale shows
 def test_checkpoint_of_one_mesh_goes_on_on_another(tmp_path, codes):
     config = {"steps": 2, "optimizer__schedule": "constant"}
     sharded = {"data": 2, "fsdp": 2, "tensor": 2}

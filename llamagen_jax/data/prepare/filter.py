@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from llamagen_jax.data.parquet import import_extra, parquet_files
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
+from llamagen_jax.parquet import import_extra, parquet_files
 
 if TYPE_CHECKING:
     import duckdb

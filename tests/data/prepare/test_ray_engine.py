@@ -92,6 +92,7 @@ def test_codes_are_those_of_one_process(
     )
 
 
+@pytest.mark.slow
 def test_text_features_are_those_of_one_process_on_a_cluster_of_its_own(tmp_path):
     for name in ("ray", "sentencepiece", "ftfy"):
         pytest.importorskip(name)
