@@ -100,7 +100,6 @@ def _sample(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python sample.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
