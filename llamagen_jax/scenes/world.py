@@ -1,7 +1,7 @@
 """A small world of captioned images: coloured shapes on white, one, some alike, or two related.
 
 The images are true to their captions, so that how well samples follow their prompts can be read off
-their pixels (`scene_check`). Some combinations of two objects and their relation are held out:
+their pixels (`scenes.check`). Some combinations of two objects and their relation are held out:
 no training scene shows them, and prompts of them ask for what a model has never seen together.
 """
 

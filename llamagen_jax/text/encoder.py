@@ -98,11 +98,11 @@ class TextEncoder:
         return cls(config, params, tokenizer, **settings)
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Cleans captions (`data.captions.clean`) and encodes them, see `encode_cleaned`."""
+        """Cleans captions (`text.captions.clean`) and encodes them, see `encode_cleaned`."""
         return self.encode_cleaned([clean(caption) for caption in captions])
 
     def encode_cleaned(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes captions that `data.captions.clean` returned, `batch_size` at a time.
+        """Encodes captions that `text.captions.clean` returned, `batch_size` at a time.
 
         What the generator reads as `condition` and `condition_mask`. Captions over `length` tokens
         are cut, with a warning that names them; an empty one has the end token alone.

@@ -65,7 +65,7 @@ class TokenizerLossConfig:
     Attributes:
       reconstruction: "l1" or "l2", of weight 1.
       perceptual_weight: of LPIPS; 0 needs neither of its files.
-      vgg16, lpips_heads: files of LPIPS's weights, see `lpips_weights.load`.
+      vgg16, lpips_heads: files of LPIPS's weights, see `weights.lpips.load`.
       adversarial: "hinge", "vanilla" or "non-saturating", see `losses.discriminator`.
       adversarial_weight: of both sides' adversarial losses; 0 trains without a discriminator.
       adversarial_start: the step, counted from 1, from which the discriminator learns and counts.
@@ -121,7 +121,7 @@ class TokenizerTraining(TrainConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """Images sampled while training, see `sampling.generate`."""
+    """Images sampled while training, see `sampling.settings.SamplingSettings`."""
 
     guidance_scale: float
     top_k: int
