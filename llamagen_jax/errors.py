@@ -1,11 +1,14 @@
-"""The one exception that commands show as a single line instead of a traceback."""
+"""The exception that commands show as a single line instead of a traceback, and what raises it."""
 
 import contextlib
 import difflib
+import io
+import math
 import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -16,14 +19,61 @@ class InputError(ValueError):
 def one_line_errors() -> Iterator[None]:
     """Ends the process with status 1 and one line on stderr when an `InputError` escapes.
 
+    Names of files may be no text in the terminal's encoding; printing them is no error meanwhile.
     With LLAMAGEN_TRACEBACK=1 in the environment, its traceback comes before that line.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except (InputError, RuntimeError, AssertionError) as error:
+        reason = str(error) if isinstance(error, InputError) else _no_device()
+        if not reason:
+            raise
+        if os.environ.get("LLAMAGEN_TRACEBACK") == "1":
+            traceback.print_exc()
+        sys.exit(f"error: {reason}")
+
+
+def _no_device() -> str:
+    """What to say where JAX finds no device of the kind asked for; "" where it finds some."""
+    import jax
+
+    try:
+        jax.devices()
+    # An AssertionError without a word where it does not even know the kind.
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+        told = (str(error).splitlines() or ["no jax for it is installed"])[0]
+        return (
+            f"JAX_PLATFORMS={platforms} asks for a device that is not here ({told}); unset it to "
+            'take what there is, or install "llamagen_jax[gpu]" or "llamagen_jax[tpu]"'
+        )
+    return ""
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Puts the option or key that a wrong value came from before the message of an `InputError`."""
     try:
         yield
     except InputError as error:
-        if os.environ.get("LLAMAGEN_TRACEBACK") == "1":
-            traceback.print_exc()
-        sys.exit(f"error: {error}")
+        raise InputError(f"{option}: {error}") from error
+
+
+def check_finite(config: Any) -> None:
+    """Raises InputError where a field of the dataclass, or a number in one, is nan or infinite."""
+    for name, value in vars(config).items():
+        if not all(map(math.isfinite, _floats(value))):
+            raise InputError(f"{name}={value} must be finite")
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _floats(part)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

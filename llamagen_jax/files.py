@@ -1,13 +1,41 @@
-"""Output files and folders that appear under their name only when they are whole."""
+"""Paths as people write them, and outputs that appear under their name only when they are whole."""
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NewType
 
 from llamagen_jax.errors import InputError
+
+
+def local_path(text: str | os.PathLike) -> Path:
+    """The path, with ~, $NAME and ${NAME} replaced as a shell does.
+
+    Raises:
+      InputError: it is an address such as gs://bucket/folder, or names a variable that is not set,
+        or is no UTF-8, which formats that are written in C++ need.
+    """
+    try:
+        os.fspath(text).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the path {os.fsencode(text)!r} is no UTF-8: rename it") from None
+    if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(text)):
+        raise InputError(
+            f"{text} is an address, and only local files can be read and written: copy what is "
+            f"there, or mount {scheme[0]} as a folder and name that"
+        )
+    expanded = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111
+    if (unset := re.search(r"\$(\w+|\{\w+\})", expanded)) and not Path(expanded).exists():
+        raise InputError(f"{text} names the variable {unset[0]}, which is not set")
+    return Path(expanded)
+
+
+# Of a configuration: a path, or a name, that `local_path` expands.
+LocalPath = NewType("LocalPath", str)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from llamagen_jax import sharding, zoo
+from llamagen_jax import seeds, sharding, zoo
 from llamagen_jax.classes import find_class, imagenet_names
 from llamagen_jax.errors import InputError
 from llamagen_jax.image_tokenizer import ImageTokenizer, open_tokenizer
@@ -150,7 +150,7 @@ class ImageGenerator:
             # The last batch wraps around, so that every batch runs the same compiled program.
             ids = np.arange(start, start + batch_size) % total
             rows = {name: array[ids // count] for name, array in conditions.items()}
-            batch = sharding.put_batch({"sample_ids": ids, **rows}, mesh)
+            batch = sharding.put_batch({"sample_ids": seeds.halves(ids), **rows}, mesh)
             samples = generate_images(
                 self.model, self.params, self.tokenizer, settings=settings, size=size, **batch
             )

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llamagen_jax import generation
-from llamagen_jax.errors import InputError, one_line_errors
+from llamagen_jax import commands, generation, zoo
+from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator, Samples
 from llamagen_jax.images import captioned_grid, grid, save_png
@@ -44,15 +44,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Loads, samples and writes; InputError says in one line what is wrong with `args`."""
-    for option in ("count", "batch_size", "columns", "resize"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise InputError(f"--{option.replace('_', '-')} is {value}; it must be at least 1")
+    with naming("--generator"):
+        zoo.check_known(args.generator)
     recorded = generation.recorded(args.generator)
     tokenizer = args.tokenizer or recorded.get("tokenizer")
     text_encoder = args.text_encoder or recorded.get("text_encoder")
     if not tokenizer:
         raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
+    with naming("--tokenizer"):
+        zoo.check_known(tokenizer)
     prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts or []
     if args.prompt_file or args.prompts:
         check_prompts(prompts, args.prompt_file or "--prompts")
@@ -99,7 +99,7 @@ def _sample(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -108,10 +108,13 @@ def _parser() -> argparse.ArgumentParser:
         "generator and tokenizer: each a work folder, an export folder, a .pt or .safetensors "
         "file, or a published name",
     )
-    weights.add_argument("--generator", required=True, help="the transformer")
-    weights.add_argument("--tokenizer", help="the VQGAN (the one that a work folder's run named)")
+    weights.add_argument("--generator", type=commands.path, required=True, help="the transformer")
+    weights.add_argument(
+        "--tokenizer", type=commands.path, help="the VQGAN (the one that a work folder's run named)"
+    )
     weights.add_argument(
         "--text-encoder",
+        type=commands.path,
         metavar="FOLDER",
         help="for prompts: folder of the T5 that the generator was trained with, as Hugging Face "
         "stores it (the one that a work folder's run named)",
@@ -122,37 +125,54 @@ def _parser() -> argparse.ArgumentParser:
     subjects.add_argument("--prompts", nargs="+", metavar="PROMPT", help="texts, each in quotes")
     subjects.add_argument(
         "--prompt-file",
+        type=commands.path,
         metavar="FILE",
         help=".txt with a prompt per line, or .csv or .tsv with a column Prompt",
     )
-    what.add_argument("--count", type=int, default=1, help="images per label or prompt (1)")
-    what.add_argument("--seed", type=int, default=0, help="another seed, other images (0)")
+    what.add_argument(
+        "--count", type=commands.whole, default=1, help="images per label or prompt (1)"
+    )
+    what.add_argument(
+        "--seed", type=commands.seed, default=0, help="another seed, other images (0)"
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--guidance-scale", type=float, help="1 for no guidance (1 for classes, 7.5 for prompts)"
+        "--guidance-scale",
+        type=commands.number,
+        help="1 for no guidance (1 for classes, 7.5 for prompts)",
     )
     how.add_argument(
-        "--guidance-interval", type=int, help="guide only the first N + 2 codes (all of them)"
+        "--guidance-interval",
+        type=commands.whole_or_zero,
+        help="guide only the first N + 2 codes (all of them)",
     )
-    how.add_argument("--temperature", type=float, default=1.0, help="above 0 (1)")
+    how.add_argument("--temperature", type=commands.number, default=1.0, help="above 0 (1)")
     how.add_argument(
-        "--top-k", type=int, help="0 keeps all codes (0 for classes, 1000 for prompts)"
+        "--top-k",
+        type=commands.whole_or_zero,
+        help="0 keeps all codes (0 for classes, 1000 for prompts)",
     )
-    how.add_argument("--top-p", type=float, default=1.0, help="1 keeps all codes (1)")
+    how.add_argument("--top-p", type=commands.number, default=1.0, help="1 keeps all codes (1)")
     how.add_argument("--greedy", action="store_true", help="always the most probable code")
-    how.add_argument("--batch-size", type=int, default=32, help="images at a time (32)")
+    how.add_argument("--batch-size", type=commands.whole, default=32, help="images at a time (32)")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output",
+        type=commands.path,
         default="samples.png",
         help="NAME.png for one grid, with prompts under their images; NAME.npz for arr_0 (uint8 "
         "[N, H, W, 3]), labels or prompts, and codes; any other name for a new folder of single "
         "PNGs. PNGs hold the settings as text chunks (samples.png)",
     )
     output.add_argument(
-        "--resize", type=int, metavar="N", help="to N px, as for the published FIDs (not at all)"
+        "--resize",
+        type=commands.whole,
+        metavar="N",
+        help="to N px, as for the published FIDs (not at all)",
     )
-    output.add_argument("--columns", type=int, help="of the grid (one row per label or prompt)")
+    output.add_argument(
+        "--columns", type=commands.whole, help="of the grid (one row per label or prompt)"
+    )
     return parser
 
 

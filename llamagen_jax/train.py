@@ -11,13 +11,13 @@ shows what a run would take without starting it.
 """
 
 import sys
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from llamagen_jax.errors import InputError, one_line_errors
+from llamagen_jax.errors import InputError, naming, one_line_errors
+from llamagen_jax.files import local_path
 from llamagen_jax.training import config_files, dry_run
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.loop import train
@@ -81,7 +81,9 @@ def main(_):
             raise InputError("--workdir is missing: name the folder to write to")
         if _DISTRIBUTED.value or _COORDINATOR.value:
             _join_processes()
-        train(open_task(config, make_mesh(config)), Path(_WORKDIR.value))
+        with naming("--workdir"):
+            workdir = local_path(_WORKDIR.value)
+        train(open_task(config, make_mesh(config)), workdir)
 
 
 def _join_processes():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from llamagen_jax.errors import InputError, nearest
+from llamagen_jax.files import local_path
 from llamagen_jax.weights import export
 from llamagen_jax.weights.infer import infer_config
 from llamagen_jax.weights.kinds import build, kind_named, make_config
@@ -41,16 +42,17 @@ def load(
     Raises:
       InputError: nothing is found there, or it is broken, or it is not the named model.
     """
-    if path is None and Path(name_or_path).exists():
-        name, source = None, Path(name_or_path)
+    name_or_path = local_path(name_or_path)
+    if path is None:
+        check_known(name_or_path)
+    if path is None and name_or_path.exists():
+        name, source = None, name_or_path
     elif (name := str(name_or_path)) not in PUBLISHED:
-        raise InputError(
-            f"{name} is neither a file, a folder nor a published name; {nearest(name, PUBLISHED)}"
-        )
+        raise InputError(f"{name} is no published name; {nearest(name, PUBLISHED)}")
     elif path is None:
         source = _fetch(name)
     else:
-        source = _locate(name, Path(path))
+        source = _locate(name, local_path(path))
     if source.is_file():
         tensors, _ = read_torch(source)
         config = infer_config(tensors, source, name)
@@ -59,6 +61,15 @@ def load(
     if name is not None:
         check_published(name, model.config, source)
     return model, params
+
+
+def check_known(name_or_path: str | os.PathLike) -> None:
+    """Raises InputError for what is neither a file, a folder nor a published name."""
+    if str(name_or_path) not in PUBLISHED and not Path(name_or_path).exists():
+        raise InputError(
+            f"{name_or_path} is neither a file, a folder nor a published name; "
+            f"{nearest(str(name_or_path), PUBLISHED)}"
+        )
 
 
 def load_folder(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -98,7 +109,8 @@ def _fetch(name: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise InputError(
-            f'fetching {name} needs huggingface_hub: pip install "llamagen_jax[hub]", or give path='
+            f'fetching {name} needs huggingface_hub: pip install "llamagen_jax[hub]", or name a '
+            "file or folder that holds it"
         ) from None
     repository, file = PUBLISHED[name].repository, PUBLISHED[name].file
     # Released files never change, so a cached one needs no question to the network.
@@ -110,5 +122,5 @@ def _fetch(name: str) -> Path:
     except OSError as error:
         raise InputError(
             f"{file} is not in the Hugging Face cache and cannot be fetched from {repository} "
-            f"({type(error).__name__}): check the network, or give path="
+            f"({type(error).__name__}): check the network, or name a file or folder that holds it"
         ) from error

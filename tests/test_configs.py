@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
@@ -91,6 +92,16 @@ def test_configs_share_no_values():
         ({"optimizer__b2": 1.0}, "b2=1.0 must be in"),
         ({"data__train": 3}, "config.data.train=3 must be of type str or tuple"),
         ({"data__source": "digit"}, "did you mean 'digits'"),
+        ({"seed": -1}, "config: seed=-1 must be a whole number from 0"),
+        ({"eval_every": -1}, "config: eval_every=-1 must not be negative"),
+        ({"optimizer__learning_rate": math.nan}, "config.optimizer: learning_rate=nan must be"),
+        ({"optimizer__weight_decay": -0.1}, "weight_decay=-0.1 must not be negative"),
+        ({"model__rope_base": math.inf}, "config.model: rope_base=inf must be finite"),
+        ({"model__multiple_of": 0}, "multiple_of=0 must be positive"),
+        ({"sample__guidance_scale": math.nan}, "config.sample: guidance_scale=nan must be finite"),
+        ({"data__caption_weights": (("a", math.inf),)}, "config.data: caption_weights=.* finite"),
+        ({"data__train": ("a", "gs://a/b")}, "config.data.train: gs://a/b is an address"),
+        ({"tokenizer": "$NOWHERE/a"}, "config.tokenizer: .* variable .NOWHERE, which is not set"),
         ({"optimizer": 3}, "config.optimizer=3 must be of type OptimizerConfig"),
     ],
 )

@@ -13,7 +13,7 @@ import tiny
 from PIL import Image
 
 import llamagen_jax as lg
-from llamagen_jax import generation, sample, zoo
+from llamagen_jax import generation, sample, seeds, zoo
 from llamagen_jax.weights import export
 
 # Configurations that the tensors tell in full.
@@ -269,7 +269,7 @@ def test_the_generator_reads_features_and_their_mask(text_models, monkeypatch):
     (call,) = calls
     np.testing.assert_array_equal(call["condition"], np.repeat(features, 4, axis=0))
     np.testing.assert_array_equal(call["condition_mask"], np.repeat(mask, 4, axis=0))
-    np.testing.assert_array_equal(call["sample_ids"], np.arange(8))
+    np.testing.assert_array_equal(call["sample_ids"], seeds.halves(np.arange(8)))
 
 
 def test_prompts_are_guided_by_default(text_models, tmp_path):
@@ -341,7 +341,20 @@ def test_prompts_and_encoders_that_cannot_be_used(text_models, spiece, tmp_path)
 
 def test_impossible_settings_and_outputs_are_named(models, tmp_path):
     for option in ("--count", "--batch-size", "--columns", "--resize"):
-        assert f"{option} is 0" in fails(*models, option, "0")
+        assert f"argument {option}: 0 must be a whole number from 1 up" in fails(
+            *models, option, "0"
+        )
+    for option in ("--guidance-scale", "--temperature", "--top-p"):
+        for value in ("nan", "-inf", "x"):
+            line = fails(*models, f"{option}={value}")
+            assert f"argument {option}: {value} must be a finite number" in line
+    for seed in (-1, 2**64, 10**20, 1.5):
+        line = fails(*models, f"--seed={seed}")
+        assert f"seed={seed} must be a whole number from 0 to 2^64 - 1" in line
+    line = fails("--generator", tmp_path / "none")
+    assert line.startswith(f"error: --generator: {tmp_path}/none is neither a file, a folder nor")
+    line = fails(*models[:2], "--tokenizer", "gs://models/vq")
+    assert "argument --tokenizer: gs://models/vq is an address" in line
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "a.png", tmp_path / "file" / "folder"):
         assert f"cannot write {path}" in fails(*models, "--output", path)

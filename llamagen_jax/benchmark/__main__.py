@@ -15,7 +15,7 @@ import jax
 from absl import logging
 from tqdm import tqdm
 
-from llamagen_jax import zoo
+from llamagen_jax import commands, zoo
 from llamagen_jax.benchmark.parts import BENCHMARKS, Bench, Setting, Timing
 from llamagen_jax.errors import InputError, nearest, one_line_errors
 from llamagen_jax.files import staged
@@ -82,7 +82,7 @@ def _table(limits: dict[str, float], timings: list[Timing]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m llamagen_jax.benchmark", description=__doc__)
+    parser = commands.Parser(prog="python -m llamagen_jax.benchmark", description=__doc__)
     on_cpu = jax.default_backend() == "cpu"
 
     def option(flag, default, help, **kind):
@@ -96,13 +96,18 @@ def _parser() -> argparse.ArgumentParser:
         "compute dtype",
         choices=("float32", "bfloat16"),
     )
-    option("--batch-size", 4 if on_cpu else 64, "sequences per call", type=int)
-    option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=int)
-    option("--repeats", 3 if on_cpu else 10, "timed calls, of which the median counts", type=int)
+    option("--batch-size", 4 if on_cpu else 64, "sequences per call", type=commands.whole)
+    option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=commands.whole)
+    option(
+        "--repeats",
+        3 if on_cpu else 10,
+        "timed calls, of which the median counts",
+        type=commands.whole,
+    )
     parser.add_argument(
         "--only", default="", help="part of a benchmark's name: " + ", ".join(BENCHMARKS)
     )
-    parser.add_argument("--output", help="JSON file to write")
+    parser.add_argument("--output", type=commands.path, help="JSON file to write")
     return parser
 
 

@@ -4,7 +4,6 @@ python -m llamagen_jax.convert c2i_B_256.pt exports/c2i_B_256
 python -m llamagen_jax.convert runs/tokenizer tokenizer.safetensors
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-from llamagen_jax import zoo
+from llamagen_jax import commands, zoo
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.weights import export
 from llamagen_jax.weights.infer import infer_config
@@ -23,19 +22,19 @@ from llamagen_jax.weights.torch_files import SUFFIXES, Tensor, read_torch, write
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m llamagen_jax.convert",
         description="Converts weights between the original LlamaGen's files and export folders.",
     )
     parser.add_argument(
         "src",
-        type=Path,
+        type=commands.path,
         metavar="SRC",
         help="a .pt, .pth or .safetensors file of the original, or an export or work folder",
     )
     parser.add_argument(
         "dst",
-        type=Path,
+        type=commands.path,
         metavar="DST",
         help="written in the original's layout if it ends in .pt, .pth or .safetensors, otherwise "
         "as an export folder; must not exist",
@@ -45,16 +44,18 @@ def main() -> None:
     )
     parser.add_argument(
         "--grid-size",
-        type=int,
+        type=commands.whole,
         help="side of a transformer's code grid (16, 24 or 32 for 256, 384 or 512 px), where "
         "neither the file's name, such as c2i_L_384.pt, nor its tensors tell",
     )
     parser.add_argument(
-        "--n-heads", type=int, help="attention heads, for transformers of unpublished sizes"
+        "--n-heads",
+        type=commands.whole,
+        help="attention heads, for transformers of unpublished sizes",
     )
     args = parser.parse_args()
     with one_line_errors():
-        _convert(**vars(args))
+        _convert(Path(args.src), Path(args.dst), args.ema, args.grid_size, args.n_heads)
 
 
 def _convert(src: Path, dst: Path, ema: bool, grid_size: int | None, n_heads: int | None) -> None:

@@ -21,7 +21,8 @@ from PIL import Image
 
 from llamagen_jax.data import transforms
 from llamagen_jax.data.sources import SOURCES, Source
-from llamagen_jax.errors import InputError, nearest
+from llamagen_jax.errors import InputError, check_finite, nearest
+from llamagen_jax.files import LocalPath
 
 # What stands beside the images or codes of a batch, see `train_batches`.
 Condition = Literal["stored"] | Callable[[str], dict[str, np.ndarray]] | None
@@ -51,8 +52,8 @@ class DataConfig:
     """
 
     source: str
-    train: str | tuple
-    eval: str
+    train: LocalPath | tuple
+    eval: LocalPath
     image_size: int
     random_crop: bool
     random_flip: bool
@@ -62,6 +63,7 @@ class DataConfig:
     skip_small: bool
 
     def __post_init__(self):
+        check_finite(self)
         if self.source not in SOURCES:
             raise InputError(
                 f"there is no data source '{self.source}': {nearest(self.source, SOURCES)}"

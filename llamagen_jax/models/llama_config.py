@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from llamagen_jax.errors import check_finite
+
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
@@ -47,7 +49,11 @@ class LlamaConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
+        check_finite(self)
         self._check_grid()
+        for field in ("dim", "n_heads", "kv_heads"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive")
         if self.dim % self.n_heads or self.head_dim % 4:
             raise ValueError(
                 f"dim={self.dim} must be n_heads={self.n_heads} times a multiple of 4 (2-D RoPE)"
@@ -64,8 +70,9 @@ class LlamaConfig:
                 raise ValueError(f"{field}={getattr(self, field)!r} must be one of {allowed}")
         if self.condition == "class" and self.condition_length != 1:
             raise ValueError(f"condition_length={self.condition_length} must be 1 for classes")
-        for field in ("n_layers", "vocab_size", "num_classes", "condition_length"):
-            if getattr(self, field) < 1:
+        lengths = ("vocab_size", "num_classes", "condition_length", "caption_dim", "multiple_of")
+        for field in ("n_layers", *lengths, "rope_base", "norm_eps"):
+            if getattr(self, field) <= 0:
                 raise ValueError(f"{field}={getattr(self, field)} must be positive")
         rates = ("condition_dropout", "token_dropout", "residual_dropout", "ffn_dropout")
         for field in (*rates, "drop_path"):

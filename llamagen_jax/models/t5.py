@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
+from llamagen_jax.errors import check_finite
 from llamagen_jax.models.layers import AnyArray, RMSNorm
 
 
@@ -47,12 +48,14 @@ class T5Config:
     dtype: str = "float32"
 
     def __post_init__(self):
+        check_finite(self)
         choices = {"activation": ("gated-gelu", "relu"), "dtype": ("float32", "bfloat16")}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r} must be one of {allowed}")
-        for field in ("vocab_size", "dim", "head_dim", "ffn_dim", "n_layers", "n_heads"):
-            if getattr(self, field) < 1:
+        sizes = ("vocab_size", "dim", "head_dim", "ffn_dim", "n_layers", "n_heads")
+        for field in (*sizes, "norm_eps"):
+            if getattr(self, field) <= 0:
                 raise ValueError(f"{field}={getattr(self, field)} must be positive")
         if self.relative_buckets < 4 or self.relative_buckets % 4:
             raise ValueError(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Integer, Shaped
 
+from llamagen_jax import seeds
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.sampling import plain
@@ -22,7 +23,7 @@ def generate(
     *,
     settings: SamplingSettings | None = None,
     condition_mask: Bool[AnyArray, "B T"] | None = None,
-    sample_ids: Integer[AnyArray, " B"] | None = None,
+    sample_ids: Integer[AnyArray, "B ..."] | list[int] | None = None,
     **fields,
 ) -> Int[Array, "B L"]:
     """Draws one code sequence per condition with a key-value cache, in one jitted call.
@@ -37,14 +38,15 @@ def generate(
       condition: int labels [B] or text features [B, T, C].
       settings: how to draw; its fields may also, or instead, be given one by one.
       condition_mask: bool [B, T], False at padding; None for no padding.
-      sample_ids: int [B], 0 ... B-1 by default; samples of equal id and condition are equal.
+      sample_ids: whole numbers [B] from 0 to 2^64 - 1, or their `seeds.halves`; 0 ... B-1 by
+        default. Samples of equal id and condition are equal.
       **fields: of `SamplingSettings`; `seed` must be given in either way.
 
     Returns:
       int32 codes [B, L].
 
     Raises:
-      InputError: a sampling setting is out of its range (the message names it).
+      InputError: a sampling setting or a sample id is out of its range (the message names it).
     """
     if settings is None:
         settings = SamplingSettings(**fields)
@@ -53,10 +55,10 @@ def generate(
     condition = jnp.asarray(condition)
     if sample_ids is None:
         sample_ids = jnp.arange(condition.shape[0])
-    keys = sample_keys(settings.seed, jnp.asarray(sample_ids))
+    keys = sample_keys(settings.seed, sample_ids)
     return plain.decode(model, params, condition, condition_mask, keys, settings)
 
 
-def sample_keys(seed: int, sample_ids: Integer[AnyArray, " B"]) -> jax.Array:
+def sample_keys(seed: int, sample_ids: Integer[AnyArray, "B ..."] | list[int]) -> jax.Array:
     """Random keys [B]: that of a code is its sample's, folded with the code's position."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sample_ids)
+    return jax.vmap(seeds.fold_in, (None, 0))(seeds.key(seed), seeds.halves(sample_ids))

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from llamagen_jax.errors import InputError, nearest
+from llamagen_jax import seeds
+from llamagen_jax.errors import InputError, check_finite, nearest
 
 DECODERS = ("plain",)
 
@@ -12,7 +13,7 @@ class SamplingSettings:
     """What a sample depends on beside the model, its condition and its sample id.
 
     Attributes:
-      seed: any int.
+      seed: 0 to 2^64 - 1.
       guidance_scale: logits are uncond + scale * (cond - uncond); at most 1 means no guidance and
         computes no unconditional branch.
       guidance_interval: None to guide every code; n to guide the first n + 2 only (the count of
@@ -38,6 +39,8 @@ class SamplingSettings:
     decoder: str = "plain"
 
     def __post_init__(self):
+        seeds.check(self.seed, "seed")
+        check_finite(self)
         if self.temperature <= 0:
             raise InputError(
                 f"temperature={self.temperature} must be positive; use greedy for the limit"

@@ -9,10 +9,10 @@ import argparse
 import io
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from llamagen_jax import commands, seeds
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 from llamagen_jax.models.t5 import T5, T5Config
@@ -54,7 +54,7 @@ def write_text_encoder(metadata: str, output: str, *, width: int, seed: int) -> 
         relative_buckets=8,  # in a short caption: the word itself, next to it, and beyond
     )
     tokens = jnp.zeros((1, 1), int)
-    params = T5(config).init(jax.random.key(seed), tokens, tokens)["params"]
+    params = T5(config).init(seeds.key(seed), tokens, tokens)["params"]
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     scaled = {path: leaf * _SCALES.get(path, 1.0) for path, leaf in flat.items()}
     tensors = t5_weights.to_tensors(unflatten_dict(scaled, sep="/"), config)
@@ -90,7 +90,9 @@ def _train_tokenizer(captions: list[str]) -> bytes:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare scene-encoder`."""
     parser.set_defaults(run=write_text_encoder)
-    parser.add_argument("metadata", metavar="METADATA", help="what `scenes` or `filter` wrote")
-    parser.add_argument("output", metavar="OUTPUT", help="folder to write")
-    parser.add_argument("--width", type=int, default=128, help="of the features (128)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (0)")
+    parser.add_argument(
+        "metadata", type=commands.path, metavar="METADATA", help="what `scenes` or `filter` wrote"
+    )
+    parser.add_argument("output", type=commands.path, metavar="OUTPUT", help="folder to write")
+    parser.add_argument("--width", type=commands.whole, default=128, help="of the features (128)")
+    parser.add_argument("--seed", type=commands.seed, default=0, help="of the weights (0)")

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from llamagen_jax import commands, seeds
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 from llamagen_jax.parquet import import_extra, parquet_files
@@ -40,8 +41,9 @@ def write_metadata(output: str, *, count: int, seed: int, held_out: bool = False
     Raises:
       InputError: the count is impossible, or the output exists or cannot be written.
     """
-    if count < 1 or seed < 0:
-        raise InputError(f"count {count} must be at least 1 and seed {seed} at least 0")
+    seeds.check(seed, "seed")
+    if count < 1:
+        raise InputError(f"count {count} must be at least 1")
     duckdb = import_extra("duckdb")
     split = "held-out" if held_out else "train"
     rows = [_row(split, seed, number) for number in tqdm(range(count), desc="scenes", unit="row")]
@@ -116,10 +118,9 @@ def write_prompts(output: str, *, count: int, seed: int) -> None:
     Raises:
       InputError: the count is impossible, or the output exists or cannot be written.
     """
-    if not 1 <= count <= _MOST_PROMPTS or seed < 0:
-        raise InputError(
-            f"count {count} must be at least 1 and at most {_MOST_PROMPTS}, seed {seed} at least 0"
-        )
+    seeds.check(seed, "seed")
+    if not 1 <= count <= _MOST_PROMPTS:
+        raise InputError(f"count {count} must be at least 1 and at most {_MOST_PROMPTS}")
     with staged(output) as partial:
         prompts = held_out_prompts(count, seed)
         partial.write_text("".join(f"{prompt.caption}\n" for prompt in prompts))
@@ -172,9 +173,15 @@ def _add_sample(
 def add_scenes_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare scenes`."""
     parser.set_defaults(run=write_metadata)
-    parser.add_argument("output", metavar="OUTPUT", help="parquet file to write")
-    parser.add_argument("--count", type=int, required=True, help="rows, a quarter of them bad")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes, captions and scores (0)")
+    parser.add_argument(
+        "output", type=commands.path, metavar="OUTPUT", help="parquet file to write"
+    )
+    parser.add_argument(
+        "--count", type=commands.whole, required=True, help="rows, a quarter of them bad"
+    )
+    parser.add_argument(
+        "--seed", type=commands.seed, default=0, help="of scenes, captions and scores (0)"
+    )
     parser.add_argument(
         "--held-out", action="store_true", help="combinations that are never trained on"
     )
@@ -183,15 +190,25 @@ def add_scenes_arguments(parser: argparse.ArgumentParser) -> None:
 def add_prompts_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare scene-prompts`."""
     parser.set_defaults(run=write_prompts)
-    parser.add_argument("output", metavar="OUTPUT", help="text file to write")
-    parser.add_argument("--count", type=int, required=True, help="prompts, all different")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes and captions (0)")
+    parser.add_argument("output", type=commands.path, metavar="OUTPUT", help="text file to write")
+    parser.add_argument(
+        "--count", type=commands.whole, required=True, help="prompts, all different"
+    )
+    parser.add_argument("--seed", type=commands.seed, default=0, help="of scenes and captions (0)")
 
 
 def add_render_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare render`."""
     parser.set_defaults(run=render_shards)
-    parser.add_argument("metadata", metavar="METADATA", help="what `scenes` or `filter` wrote")
-    parser.add_argument("output", metavar="OUTPUT", help="folder of tar shards to write")
-    parser.add_argument("--image-size", type=int, default=64, help="side of the images (64)")
-    parser.add_argument("--shard-size", type=int, default=10_000, help="images per shard (10000)")
+    parser.add_argument(
+        "metadata", type=commands.path, metavar="METADATA", help="what `scenes` or `filter` wrote"
+    )
+    parser.add_argument(
+        "output", type=commands.path, metavar="OUTPUT", help="folder of tar shards to write"
+    )
+    parser.add_argument(
+        "--image-size", type=commands.whole, default=64, help="side of the images (64)"
+    )
+    parser.add_argument(
+        "--shard-size", type=commands.whole, default=10_000, help="images per shard (10000)"
+    )

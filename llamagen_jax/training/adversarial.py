@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llamagen_jax import losses
+from llamagen_jax import losses, seeds
 from llamagen_jax.models import discriminator
 from llamagen_jax.training.config import TokenizerTraining
 from llamagen_jax.training.optimizer import adamw
@@ -47,7 +47,7 @@ class Adversary:
     def init(self) -> DiscriminatorState:
         """The state before the first step."""
         size = self._config.data.image_size
-        key = jax.random.fold_in(jax.random.key(self._config.seed), 1)
+        key = jax.random.fold_in(seeds.key(self._config.seed), 1)
         variables = self._module.init(key, jnp.zeros((1, size, size, 3)), train=True)
         params = variables["params"]
         return DiscriminatorState(

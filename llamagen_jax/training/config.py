@@ -6,13 +6,15 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from llamagen_jax import losses
+from llamagen_jax import losses, seeds
 from llamagen_jax.data.pipeline import DataConfig
-from llamagen_jax.errors import InputError, nearest
+from llamagen_jax.errors import InputError, check_finite, naming, nearest
+from llamagen_jax.files import LocalPath, local_path
 from llamagen_jax.models.attention import IMPLEMENTATIONS
 from llamagen_jax.models.discriminator import DiscriminatorConfig
 from llamagen_jax.models.llama import REMAT_POLICIES, LlamaConfig
 from llamagen_jax.models.vqgan import VQGANConfig
+from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.training.optimizer import OptimizerConfig
 
 
@@ -54,8 +56,10 @@ class TrainConfig:
         for field in ("batch_size", "steps", "log_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be positive")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must not be negative")
+        for field in ("eval_every", "sample_every", "checkpoint_every"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)} must not be negative")
+        seeds.check(self.seed, "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +78,15 @@ class TokenizerLossConfig:
 
     reconstruction: str
     perceptual_weight: float
-    vgg16: str
-    lpips_heads: str
+    vgg16: LocalPath
+    lpips_heads: LocalPath
     adversarial: str
     adversarial_weight: float
     adversarial_start: int
     adaptive_weight: bool
 
     def __post_init__(self):
+        check_finite(self)
         if self.reconstruction not in ("l1", "l2"):
             raise ValueError(f"reconstruction={self.reconstruction!r} must be 'l1' or 'l2'")
         if self.adversarial not in losses.ADVERSARIAL:
@@ -103,7 +108,7 @@ class TokenizerTraining(TrainConfig):
     """
 
     model: VQGANConfig
-    init_from: str
+    init_from: LocalPath
     loss: TokenizerLossConfig
     discriminator: DiscriminatorConfig | None
 
@@ -125,6 +130,9 @@ class SampleConfig:
 
     guidance_scale: float
     top_k: int
+
+    def __post_init__(self):
+        SamplingSettings(0, self.guidance_scale, top_k=self.top_k)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +156,9 @@ class GeneratorTraining(TrainConfig):
     """
 
     model: LlamaConfig
-    init_from: str
-    tokenizer: str
-    text_encoder: str
+    init_from: LocalPath
+    tokenizer: LocalPath
+    text_encoder: LocalPath
     sample: SampleConfig
     accumulation_steps: int
     attention: str
@@ -203,8 +211,10 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
 
 
 def _value(expected: Any, value: Any, path: str) -> Any:
-    union = isinstance(expected, types.UnionType)
+    union = typing.get_origin(expected) in (types.UnionType, typing.Union)
     kinds = typing.get_args(expected) if union else (expected,)
+    if LocalPath in kinds:
+        return _path(value, path, several=len(kinds) > 1)
     allowed = tuple(typing.get_origin(kind) or kind for kind in kinds)
     block: Any = next(filter(dataclasses.is_dataclass, allowed), None)
     if block and isinstance(value, Mapping):
@@ -217,3 +227,13 @@ def _value(expected: Any, value: Any, path: str) -> Any:
         names = " or ".join(kind.__name__ for kind in allowed)
         raise InputError(f"{path}={value!r} must be of type {names}")
     return value
+
+
+def _path(value: Any, path: str, several: bool) -> str | tuple[str, ...]:
+    """The path or name, expanded; "" stays. A list of them only where `several` may be."""
+    if several and isinstance(value, list | tuple):
+        return tuple(str(_path(part, path, several=False)) for part in value)
+    if not isinstance(value, str):
+        raise InputError(f"{path}={value!r} must be of type str{' or tuple' if several else ''}")
+    with naming(path):
+        return str(local_path(value)) if value else ""

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from clu import metrics
 
-from llamagen_jax import losses, zoo
+from llamagen_jax import losses, seeds, zoo
+from llamagen_jax.errors import naming
 from llamagen_jax.models import attention
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.training.config import GeneratorTraining
@@ -40,7 +41,8 @@ def load_init(config: GeneratorTraining) -> dict | None:
     """
     if not config.init_from:
         return None
-    _, params = zoo.load(config.init_from)
+    with naming("config.init_from"):
+        _, params = zoo.load(config.init_from)
     what = f"config.model does not fit config.init_from={config.init_from}"
     check_params(params, config.model, what)
     return params
@@ -97,13 +99,13 @@ class _Training:
 
     def init(self) -> TrainState:
         zeros = {name: jnp.zeros((1, *x.shape), x.dtype) for name, x in self.example.items()}
-        key = jax.random.key(self._config.seed)
+        key = seeds.key(self._config.seed)
         params = self._model.init(key, zeros["codes"], *_condition(zeros))["params"]
         return init_state(params, self._optimizer, self._config.optimizer)
 
     def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Collection]:
         config = self._config
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(seeds.key(config.seed), state.step)
         loss_and_grads = functools.partial(self._loss_and_grads, state.params)
         if config.accumulation_steps == 1:
             loss, grads = loss_and_grads(batch, key)

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from llamagen_jax.data.pipeline import Condition
-from llamagen_jax.errors import InputError
+from llamagen_jax.errors import InputError, naming
 from llamagen_jax.image_tokenizer import ModelTokenizer
 from llamagen_jax.images import from_uint8
 from llamagen_jax.text.encoder import TextEncoder, caption_features
@@ -86,12 +86,13 @@ def _load_text_encoder(config: GeneratorTraining, mesh: Mesh) -> TextEncoder:
             "training on images and captions needs config.text_encoder, the folder of a T5, and "
             "config.data.caption_weights, the names of the captions"
         )
-    loaded = TextEncoder.load(
-        config.text_encoder,
-        mesh=mesh,
-        length=config.model.condition_length,
-        batch_size=config.batch_size,
-    )
+    with naming("config.text_encoder"):
+        loaded = TextEncoder.load(
+            config.text_encoder,
+            mesh=mesh,
+            length=config.model.condition_length,
+            batch_size=config.batch_size,
+        )
     width = loaded.model.config.dim
     if width != config.model.caption_dim:
         raise InputError(

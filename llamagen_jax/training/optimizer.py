@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from llamagen_jax import sharding
+from llamagen_jax.errors import check_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +38,14 @@ class OptimizerConfig:
     ema_decay: float
 
     def __post_init__(self):
+        check_finite(self)
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule={self.schedule!r} must be 'constant' or 'cosine'")
         if self.learning_rate <= 0 or self.clip_norm <= 0:
             raise ValueError("learning_rate and clip_norm must be positive")
+        for field in ("warmup_steps", "weight_decay"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)} must not be negative")
         for field in ("b1", "b2", "ema_decay"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be in [0, 1)")

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from llamagen_jax import sharding
 from llamagen_jax.data.pipeline import DataConfig
 from llamagen_jax.data.sources import Source, open_source
-from llamagen_jax.errors import InputError
+from llamagen_jax.errors import InputError, naming
 from llamagen_jax.image_tokenizer import open_tokenizer
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training import data_checks, generator, online, previews, tokenizer
@@ -73,7 +73,8 @@ def _open_tokenizer(config: TokenizerTraining, mesh: Mesh) -> OpenTask:
 
 
 def _open_generator(config: GeneratorTraining, mesh: Mesh) -> OpenTask:
-    tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
+    with naming("config.tokenizer"):
+        tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
     source, held_out = _open_data(config.data)
     if data_checks.holds_codes(source):
         held_out_manifest = None if held_out is None else held_out.manifest
@@ -99,5 +100,7 @@ def _open_generator(config: GeneratorTraining, mesh: Mesh) -> OpenTask:
 
 def _open_data(config: DataConfig) -> tuple[Source, Source | None]:
     """The training data, and the held-out data where there is some."""
-    source = open_source(config.source, config.train)
-    return source, open_source(config.source, config.eval) if config.eval else None
+    with naming("config.data.train"):
+        source = open_source(config.source, config.train)
+    with naming("config.data.eval"):
+        return source, open_source(config.source, config.eval) if config.eval else None

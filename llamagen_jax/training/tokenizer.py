@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from clu import metrics
 
-from llamagen_jax import flops, losses, sharding, zoo
-from llamagen_jax.errors import InputError
+from llamagen_jax import flops, losses, seeds, sharding, zoo
+from llamagen_jax.errors import InputError, naming
 from llamagen_jax.images import from_uint8
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.models.vqgan import VQGAN
@@ -83,7 +83,8 @@ def load_weights(config: TokenizerTraining) -> Weights:
     """
     vqgan = lpips = None
     if config.init_from:
-        model, vqgan = zoo.load(config.init_from)
+        with naming("config.init_from"):
+            model, vqgan = zoo.load(config.init_from)
         what = f"config.model does not fit config.init_from={config.init_from}"
         check_params(vqgan, config.model, what)
         if model.config.l2_normalize != config.model.l2_normalize:
@@ -141,7 +142,7 @@ class _Training:
         )
 
     def init(self) -> TokenizerState:
-        config, key = self._config, jax.random.key(self._config.seed)
+        config, key = self._config, seeds.key(self._config.seed)
         images = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
         params = self._model.init(key, images)["params"]
         return TokenizerState(

@@ -252,10 +252,10 @@ def test_bad_input_of_the_commands(tmp_path):
             run(*args)
         assert "\n" not in str(error.value)
 
-    fails(r"error: count 0 must be", "scenes", tmp_path / "a.parquet", "--count", 0)
+    fails(r"error: argument --count: 0 must be", "scenes", tmp_path / "a.parquet", "--count", 0)
     refused = ("--count", 1, "--seed", -1)
-    fails(r"error: count 1 .* seed -1 at least 0", "scenes", tmp_path / "a.parquet", *refused)
-    fails(r"error: count 1 .* seed -1 at least 0", "scene-prompts", tmp_path / "a.txt", *refused)
+    fails(r"error: argument --seed: seed=-1 must be", "scenes", tmp_path / "a.parquet", *refused)
+    fails(r"error: argument --seed: seed=-1 must be", "scene-prompts", tmp_path / "a.txt", *refused)
     run("scenes", tmp_path / "a.parquet", "--count", 1)
     fails(r"error: .*a\.parquet exists", "scenes", tmp_path / "a.parquet", "--count", 1)
     fails(r"error: image size 4", "render", tmp_path / "a.parquet", tmp_path, "--image-size", 4)

@@ -4,6 +4,7 @@ import argparse
 import functools
 from collections.abc import Callable
 
+from llamagen_jax import commands
 from llamagen_jax.data.prepare import filter as metadata_filter
 from llamagen_jax.data.prepare import image_codes, pack, text_features
 from llamagen_jax.data.prepare.extract import Extraction, extract
@@ -28,12 +29,10 @@ def _extract(make: Callable[..., Extraction], output: str, **arguments) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llamagen_jax.data.prepare", description=__doc__
-    )
-    commands = parser.add_subparsers(required=True)
+    parser = commands.Parser(prog="python -m llamagen_jax.data.prepare", description=__doc__)
+    subparsers = parser.add_subparsers(required=True)
 
-    codes = commands.add_parser(
+    codes = subparsers.add_parser(
         "codes",
         help="images with labels or captions -> dataset of codes to train on",
         description="Encodes images to train a generator on. Killed at any moment and started "
@@ -45,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     codes.set_defaults(run=functools.partial(_extract, image_codes.codes_extraction))
     image_codes.add_arguments(codes)
 
-    text = commands.add_parser(
+    text = subparsers.add_parser(
         "text",
         help="dataset of captions -> the same with text features",
         description="Encodes captions to train a text-conditional generator on. It goes on and "
@@ -66,53 +65,83 @@ def _parser() -> argparse.ArgumentParser:
             metavar="HOST:PORT",
             help="cluster to join; auto finds this machine's (RAY_ADDRESS, or one that is started)",
         )
-        command.add_argument("--process-index", type=int, default=0, help="which share to do (0)")
-        command.add_argument("--process-count", type=int, default=1, help="shares of the work (1)")
+        command.add_argument(
+            "--process-index",
+            type=commands.whole_or_zero,
+            default=0,
+            help="which share to do (0)",
+        )
+        command.add_argument(
+            "--process-count", type=commands.whole, default=1, help="shares of the work (1)"
+        )
 
-    encode = commands.add_parser("encode", help="folder of images -> file of codes")
+    encode = subparsers.add_parser("encode", help="folder of images -> file of codes")
     encode.set_defaults(run=encode_folder)
-    encode.add_argument("images", metavar="IMAGES", help="folder, searched with its subfolders")
     encode.add_argument(
-        "output", metavar="OUTPUT", help=".npz file to write: codes [h, w] by the images' paths"
+        "images",
+        type=commands.path,
+        metavar="IMAGES",
+        help="folder, searched with its subfolders",
     )
     encode.add_argument(
-        "--image-size", type=int, help="side of a centre crop (every image as it is)"
+        "output",
+        type=commands.path,
+        metavar="OUTPUT",
+        help=".npz file to write: codes [h, w] by the images' paths",
+    )
+    encode.add_argument(
+        "--image-size",
+        type=commands.whole,
+        help="side of a centre crop (every image as it is)",
     )
 
-    decode = commands.add_parser("decode", help="file of codes -> folder of images")
+    decode = subparsers.add_parser("decode", help="file of codes -> folder of images")
     decode.set_defaults(run=decode_folder)
-    decode.add_argument("codes", metavar="CODES", help="file that `encode` wrote")
-    decode.add_argument("output", metavar="OUTPUT", help="folder of PNGs to write")
+    decode.add_argument(
+        "codes", type=commands.path, metavar="CODES", help="file that `encode` wrote"
+    )
+    decode.add_argument(
+        "output", type=commands.path, metavar="OUTPUT", help="folder of PNGs to write"
+    )
 
     metadata_filter.add_arguments(
-        commands.add_parser(
+        subparsers.add_parser(
             "filter",
             help="metadata of images and captions -> the rows worth downloading",
             description=(metadata_filter.__doc__ or "").partition("\n\n")[2],
         )
     )
 
-    pack.add_arguments(commands.add_parser("pack", help="images of any source -> dataset folder"))
+    pack.add_arguments(subparsers.add_parser("pack", help="images of any source -> dataset folder"))
 
     scene_files.add_scenes_arguments(
-        commands.add_parser("scenes", help="metadata of a world of captioned shapes, to try all on")
+        subparsers.add_parser(
+            "scenes", help="metadata of a world of captioned shapes, to try all on"
+        )
     )
     scene_files.add_render_arguments(
-        commands.add_parser("render", help="tar shards of the images of those metadata")
+        subparsers.add_parser("render", help="tar shards of the images of those metadata")
     )
 
     scene_files.add_prompts_arguments(
-        commands.add_parser("scene-prompts", help="captions of scenes that are never trained on")
+        subparsers.add_parser("scene-prompts", help="captions of scenes that are never trained on")
     )
     scene_encoder.add_arguments(
-        commands.add_parser(
+        subparsers.add_parser(
             "scene-encoder", help="a small text encoder of random weights for their captions"
         )
     )
 
     for command in (codes, encode, decode):
-        command.add_argument("--tokenizer", required=True, help="work folder, export, file or name")
-        command.add_argument("--batch-size", type=int, default=32, help="images per step (32)")
+        command.add_argument(
+            "--tokenizer",
+            type=commands.path,
+            required=True,
+            help="work folder, export, file or name",
+        )
+        command.add_argument(
+            "--batch-size", type=commands.whole, default=32, help="images per step (32)"
+        )
     return parser
 
 

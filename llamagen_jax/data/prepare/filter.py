@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from llamagen_jax.errors import InputError
+from llamagen_jax import commands
+from llamagen_jax.errors import InputError, check_finite
 from llamagen_jax.files import staged
 from llamagen_jax.parquet import import_extra, parquet_files
 
@@ -36,6 +37,10 @@ _GIGABYTES_PER_THREAD = 0.5
 _ROW_BITS, _PART_BITS = 40, 22
 # Written faster than DuckDB's larger default, as the memory of one is used again for the next.
 _ROW_GROUP_SIZE = 61_440
+
+
+# What reads an option of a field of this type.
+_TYPES = {int: commands.whole_or_zero, float: commands.number, str: str}
 
 
 def _option(default: Any, text: str) -> Any:
@@ -60,6 +65,9 @@ class FilterConfig:
     watermark_column: str = _option("pwatermark", "probability of a watermark")
     similarity_column: str = _option("similarity", "CLIP similarity")
     hash_column: str = _option("hash", "what only duplicates have in common")
+
+    def __post_init__(self):
+        check_finite(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,14 +300,22 @@ def _draw(report: dict, new_figure: "type[Figure]") -> "Figure":
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare filter`."""
     parser.set_defaults(run=_run)
-    parser.add_argument("metadata", metavar="METADATA", help="parquet file, or a folder of them")
     parser.add_argument(
-        "output", metavar="OUTPUT", help="folder to write, as img2dataset --url_list reads it"
+        "metadata",
+        type=commands.path,
+        metavar="METADATA",
+        help="parquet file, or a folder of them",
+    )
+    parser.add_argument(
+        "output",
+        type=commands.path,
+        metavar="OUTPUT",
+        help="folder to write, as img2dataset --url_list reads it",
     )
     for field in dataclasses.fields(FilterConfig):
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=field.type,
+            type=_TYPES[field.type],
             default=field.default,
             help=f"{field.metadata['help']} (%(default)s)",
         )

@@ -55,7 +55,9 @@ def encode_folder(
                 examples = _read_images(Path(images), group, image_size, bar)
                 for names, pixels in _batches(examples, min(batch_size, len(group))):
                     rows = np.asarray(run(pixels), np.uint16)
-                    codes.update(zip(names, rows, strict=False))
+                    # Bytes of a name that are no UTF-8 are written as their escapes.
+                    told = [name.encode(errors="backslashreplace").decode() for name in names]
+                    codes.update(zip(told, rows, strict=False))
         if not codes:
             raise InputError(f"every image in {images} is broken: copy them again")
         with partial.open("wb") as file:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from llamagen_jax import commands
 from llamagen_jax.data import transforms
 from llamagen_jax.data.prepare.extract import Extraction, starting_programs
 from llamagen_jax.data.prepare.folders import open_discrete
@@ -132,12 +133,19 @@ def _encode_crops(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare codes`."""
-    parser.add_argument("output", metavar="OUTPUT", help="dataset folder to write")
+    parser.add_argument(
+        "output", type=commands.path, metavar="OUTPUT", help="dataset folder to write"
+    )
     parser.add_argument("--source", dest="kind", choices=SOURCES, required=True)
     parser.add_argument(
-        "--location", required=True, help="folder; split of the digits; NAME:VERSION/SPLIT of tfds"
+        "--location",
+        type=commands.path,
+        required=True,
+        help="folder; split of the digits; NAME:VERSION/SPLIT of tfds",
     )
-    parser.add_argument("--image-size", type=int, default=256, help="side of the crop (256)")
+    parser.add_argument(
+        "--image-size", type=commands.whole, default=256, help="side of the crop (256)"
+    )
     parser.add_argument(
         "--crops",
         choices=transforms.CODE_CROPS,
@@ -146,7 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--crop-range",
-        type=float,
+        type=commands.number,
         help="ten-crop only: crops come from the centre crop this many times larger (1.1)",
     )
     parser.add_argument(
@@ -154,4 +162,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out images with a side under --image-size instead of enlarging them",
     )
-    parser.add_argument("--shard-size", type=int, default=10_000, help="images per file (10000)")
+    parser.add_argument(
+        "--shard-size", type=commands.whole, default=10_000, help="images per file (10000)"
+    )

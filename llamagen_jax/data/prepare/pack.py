@@ -9,6 +9,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
+from llamagen_jax import commands
 from llamagen_jax.data import transforms
 from llamagen_jax.data.records import Manifest, write_dataset
 from llamagen_jax.data.sources import SOURCES, Source, open_source
@@ -78,9 +79,16 @@ def _png(image: Image.Image) -> bytes:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare pack`."""
     parser.set_defaults(run=pack_source)
-    parser.add_argument("output", metavar="OUTPUT", help="dataset folder to write")
+    parser.add_argument(
+        "output", type=commands.path, metavar="OUTPUT", help="dataset folder to write"
+    )
     parser.add_argument("--source", dest="kind", choices=SOURCES, required=True)
-    parser.add_argument("--location", required=True, help="folder of images; split of the digits")
+    parser.add_argument(
+        "--location",
+        type=commands.path,
+        required=True,
+        help="folder of images; split of the digits",
+    )
     parser.add_argument(
         "--captions", nargs="*", default=[], help="names of the captions to keep (all)"
     )

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from llamagen_jax import commands
 from llamagen_jax.data.prepare.extract import Extraction, starting_programs
 from llamagen_jax.data.records import TextEncoderId
 from llamagen_jax.data.sources import ArrayRecordSource
@@ -97,15 +98,28 @@ def _encode_captions(encoder: TextEncoder) -> Callable[[list[tuple[dict, dict]]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `prepare text`."""
-    parser.add_argument("input", metavar="INPUT", help="dataset folder of `codes`")
-    parser.add_argument("output", metavar="OUTPUT", help="dataset folder to write")
     parser.add_argument(
-        "--text-encoder", required=True, help="folder of a T5 from Hugging Face, as flan-t5-xl"
+        "input", type=commands.path, metavar="INPUT", help="dataset folder of `codes`"
+    )
+    parser.add_argument(
+        "output", type=commands.path, metavar="OUTPUT", help="dataset folder to write"
+    )
+    parser.add_argument(
+        "--text-encoder",
+        type=commands.path,
+        required=True,
+        help="folder of a T5 from Hugging Face, as flan-t5-xl",
     )
     parser.add_argument(
         "--captions", nargs="*", default=[], help="names of the captions to encode (all)"
     )
-    parser.add_argument("--length", type=int, default=120, help="most tokens of a caption (120)")
-    parser.add_argument("--batch-size", type=int, default=32, help="captions per step (32)")
+    parser.add_argument(
+        "--length", type=commands.whole, default=120, help="most tokens of a caption (120)"
+    )
+    parser.add_argument(
+        "--batch-size", type=commands.whole, default=32, help="captions per step (32)"
+    )
     # 1000 captions of flan-t5-xl are up to half a gigabyte.
-    parser.add_argument("--shard-size", type=int, default=1000, help="records per file (1000)")
+    parser.add_argument(
+        "--shard-size", type=commands.whole, default=1000, help="records per file (1000)"
+    )

@@ -157,12 +157,14 @@ def test_wrong_models_and_sizes(tokenizer, images, tmp_path):
     line = fails("encode", images, tmp_path / "a", "--tokenizer", tmp_path / "generator")
     assert line.endswith("generator is a class-conditional transformer; expected a tokenizer")
     encode_images = ["encode", images, tmp_path / "a", "--tokenizer", tokenizer]
-    for size in (12, 0, -8):
-        line = fails(*encode_images, "--image-size", size)
-        assert line.endswith(
-            f"image size {size} must be a positive multiple of the tokenizer's downsampling 8"
-        )
-    assert "batch size 0 must be at least 1" in fails(*encode_images, "--batch-size", 0)
+    line = fails(*encode_images, "--image-size", 12)
+    assert line.endswith(
+        "image size 12 must be a positive multiple of the tokenizer's downsampling 8"
+    )
+    for option in ("--image-size", "--batch-size"):
+        for value in (0, -8, "x"):
+            line = fails(*encode_images, f"{option}={value}")
+            assert f"argument {option}: {value} must be a whole number from 1 up" in line
     large = dataclasses.replace(tiny.VQGAN_CONFIG, codebook_size=2**17)
     export.write(tmp_path / "large", zoo.build(large), golden_weights.params(large))
     line = fails("encode", images, tmp_path / "a", "--tokenizer", tmp_path / "large")
@@ -268,11 +270,13 @@ def test_small_images_are_left_out_if_asked(codes_command, tmp_path, capsys, cap
 def test_wrong_options_of_codes(codes_command, tmp_path):
     command = [*codes_command, tmp_path / "codes"]
     assert "crop range 1.1 is for ten-crop only" in fails(*command, "--crop-range", 1.1)
-    for value in (0.9, "nan", "inf"):
+    for value in (0.9, 11):
         line = fails(*command, "--crops", "ten-crop", "--crop-range", value)
         assert "must be at least 1 and at most 10" in line
+    for value in ("nan", "inf"):
+        assert f"{value} must be a finite number" in fails(*command, "--crop-range", value)
     assert "process index 2 must be" in fails(*command, "--process-index", 2)
-    assert "shard size 0 must be" in fails(*command, "--shard-size", 0)
+    assert "--shard-size: 0 must be" in fails(*command, "--shard-size", 0)
     assert "image size 12 must be" in fails(*command, "--image-size", 12)
     assert not (tmp_path / "codes.partial").exists()
 
