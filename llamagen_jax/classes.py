@@ -1,6 +1,7 @@
 """Class labels as people write them: numbers or names."""
 
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,22 @@ def imagenet_names() -> tuple[str, ...]:
 
     They are the lemmas of WordNet 3.0; `imagenet_classes.txt` states the source and its licence.
     """
+    return tuple(name for _, name in _imagenet_classes())
+
+
+def imagenet_ids() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet's classes by label, such as "n02119789".
+
+    The challenge's folders are called by them.
+    """
+    return tuple(wordnet_id for wordnet_id, _ in _imagenet_classes())
+
+
+@functools.cache
+def _imagenet_classes() -> tuple[tuple[str, str], ...]:
     text = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8")
-    return tuple(line for line in text.splitlines() if not line.startswith("#"))
+    lines = (line.partition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return tuple((wordnet_id, name) for wordnet_id, _, name in lines)
 
 
 def find_class(text: str, names: Sequence[str], num_classes: int) -> int:
@@ -24,7 +39,7 @@ def find_class(text: str, names: Sequence[str], num_classes: int) -> int:
 
     Args:
       text: a class name or one of its synonyms, a number below `num_classes`, or a part of exactly
-        one class name, in any case.
+        one class name, in any case; a WordNet id where the names are ImageNet's.
       names: class names by label, synonyms separated by commas; empty when the classes have none.
       num_classes: of the model.
 
@@ -36,6 +51,8 @@ def find_class(text: str, names: Sequence[str], num_classes: int) -> int:
     exact = [label for label, words in enumerate(synonyms) if wanted in words]
     if len(exact) == 1:
         return exact[0]
+    if wanted in imagenet_ids() and tuple(names) == imagenet_names():
+        return imagenet_ids().index(wanted)
     if re.fullmatch(r"-?\d+", text):
         if not 0 <= int(text) < num_classes:
             raise InputError(f"class {text} is out of range: classes are 0 to {num_classes - 1}")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from llamagen_jax import seeds, sharding, zoo
-from llamagen_jax.classes import find_class, imagenet_names
+from llamagen_jax.classes import find_class, imagenet_ids, imagenet_names
 from llamagen_jax.errors import InputError
 from llamagen_jax.image_tokenizer import ImageTokenizer, open_tokenizer
 from llamagen_jax.images import resize, to_uint8
@@ -95,7 +95,8 @@ class ImageGenerator:
         opened = open_tokenizer(tokenizer)
         _check_fit(name, model.config, tokenizer, opened)
         class_names = tuple(recorded(name).get("class_names", ()))
-        if not class_names and model.config.num_classes == 1000:
+        unnamed = not class_names and model.config.num_classes == 1000
+        if unnamed or class_names == imagenet_ids():
             class_names = imagenet_names()
         mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
         params, opened = jax.device_put((params, opened), jax.NamedSharding(mesh, jax.P()))
@@ -129,6 +130,8 @@ class ImageGenerator:
         settings: SamplingSettings,
         *,
         count: int = 1,
+        first: int = 0,
+        start: int = 0,
         batch_size: int = 32,
         size: int | None = None,
     ) -> Iterator[Samples]:
@@ -139,22 +142,24 @@ class ImageGenerator:
 
         Args:
           conditions: "condition" and, for text, "condition_mask": [N, ...], what `generate` takes.
+          first: the number of the first of these conditions, where others came before.
+          start: images below this number are left out.
           batch_size: rounded up to a multiple of the number of devices.
           size: of `generate_images`.
         """
         mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-        total = len(conditions["condition"]) * count
+        numbers = np.arange(first * count, (first + len(conditions["condition"])) * count)
         devices = jax.device_count()
-        batch_size = -(-min(batch_size, total) // devices) * devices
-        for start in range(0, total, batch_size):
+        batch_size = -(-min(batch_size, len(numbers)) // devices) * devices
+        for begin in range(max(start - numbers[0], 0), len(numbers), batch_size):
             # The last batch wraps around, so that every batch runs the same compiled program.
-            ids = np.arange(start, start + batch_size) % total
-            rows = {name: array[ids // count] for name, array in conditions.items()}
+            ids = np.resize(numbers[begin : begin + batch_size], batch_size)
+            rows = {name: array[ids // count - first] for name, array in conditions.items()}
             batch = sharding.put_batch({"sample_ids": seeds.halves(ids), **rows}, mesh)
             samples = generate_images(
                 self.model, self.params, self.tokenizer, settings=settings, size=size, **batch
             )
-            yield Samples(*(rows[: total - start] for rows in samples))
+            yield Samples(*(rows[: len(numbers) - begin] for rows in samples))
 
 
 def recorded(name: str) -> dict[str, Any]:

@@ -7,11 +7,12 @@ python sample.py --generator t2i_XL_stage2_512.pt --tokenizer vq_ds16_t2i.pt \\
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.serialization import to_state_dict
 from tqdm import tqdm
 
 from llamagen_jax import commands, generation, zoo
@@ -20,9 +21,14 @@ from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator, Samples
 from llamagen_jax.images import captioned_grid, grid, save_png
 from llamagen_jax.models.llama import LlamaConfig
+from llamagen_jax.sample_parts import SampleParts, write_npz
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts, read_prompts
+from llamagen_jax.weights.integrity import weights_hash
 from llamagen_jax.weights.kinds import describe
+
+# Text features of more prompts would not fit in memory; the text encoder is opened once for these.
+_SUBJECTS_AT_ONCE = 1024
 
 _SETTINGS = (
     "seed",
@@ -63,17 +69,20 @@ def run(args: argparse.Namespace) -> None:
     subjects = np.array(prompts) if is_text else _labels(args.labels, generator)
     output = Path(args.output)
     suffix = output.suffix.lower()
+    shown = {name: value for name in _SETTINGS if (value := getattr(settings, name)) is not None}
+    shown["generator"] = Path(args.generator).resolve().name
     # Opened before the long work, so that a path that cannot be written is known at once.
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
-        conditions = generator.read(prompts) if is_text else {"condition": subjects}
-        samples = _sample(args, generator, conditions, settings)
-        subjects = np.repeat(subjects, args.count)
-        shown = {
-            name: value for name in _SETTINGS if (value := getattr(settings, name)) is not None
-        }
-        shown["generator"] = Path(args.generator).resolve().name
-        _write(partial, suffix, samples, subjects, shown, args.columns or args.count)
-    print(f"wrote {len(subjects)} images to {output}")
+        repeated = np.repeat(subjects, args.count)
+        if suffix == ".png":
+            samples = _joined(_draw(args, generator, subjects, settings))
+            _write_grid(partial, samples.images, repeated, shown, args.columns or args.count)
+        else:
+            parts = _kept(args, generator, subjects, settings, shown)
+            _write(partial, suffix, parts, repeated, shown)
+    if suffix != ".png":
+        parts.remove()
+    print(f"wrote {len(repeated)} images to {output}")
 
 
 def _labels(wanted: list[str] | None, generator: ImageGenerator) -> np.ndarray:
@@ -82,19 +91,47 @@ def _labels(wanted: list[str] | None, generator: ImageGenerator) -> np.ndarray:
     return np.arange(generator.config.num_classes, dtype=np.int32)
 
 
-def _sample(
+def _draw(
     args: argparse.Namespace,
     generator: ImageGenerator,
-    conditions: Mapping[str, np.ndarray],
+    subjects: np.ndarray,
     settings: SamplingSettings,
-) -> Samples:
-    total = len(conditions["condition"]) * args.count
+    start: int = 0,
+) -> Iterator[Samples]:
+    """Batches of the images from number `start` on."""
+    total, is_text = len(subjects) * args.count, generator.config.condition == "text"
     sizes = {"count": args.count, "batch_size": args.batch_size, "size": args.resize}
-    parts = []
-    with tqdm(total=total, desc="sampling", unit="image") as bar:
-        for part in generator.sample(conditions, settings, **sizes):
-            parts.append(part)
-            bar.update(len(part.codes))
+    with tqdm(total=total, initial=start, desc="sampling", unit="image") as bar:
+        for first in range(0, len(subjects), _SUBJECTS_AT_ONCE):
+            chunk = subjects[first : first + _SUBJECTS_AT_ONCE]
+            if (first + len(chunk)) * args.count <= start:
+                continue
+            conditions = generator.read(chunk.tolist()) if is_text else {"condition": chunk}
+            for part in generator.sample(conditions, settings, first=first, start=start, **sizes):
+                yield part
+                bar.update(len(part.codes))
+
+
+def _kept(
+    args: argparse.Namespace,
+    generator: ImageGenerator,
+    subjects: np.ndarray,
+    settings: SamplingSettings,
+    shown: Mapping[str, Any],
+) -> SampleParts:
+    """All images on disk: those that this command drew before it was stopped, and the others."""
+    weights = {"generator": generator.params, "tokenizer": to_state_dict(generator.tokenizer)}
+    hashes = {f"weights of the {name}": weights_hash(params) for name, params in weights.items()}
+    what = {"count": args.count, "size": args.resize, "labels or prompts": subjects.tolist()}
+    parts = SampleParts(Path(args.output), {**shown, **what, **hashes})
+    if parts.done:
+        print(f"going on with image {parts.done} of {len(subjects) * args.count}")
+    for part in _draw(args, generator, subjects, settings, parts.done):
+        parts.add(part)
+    return parts
+
+
+def _joined(parts: Iterable[Samples]) -> Samples:
     return Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -121,13 +158,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_argument_group("what to sample")
     subjects = what.add_mutually_exclusive_group()
-    subjects.add_argument("--labels", nargs="+", help="class numbers or names (every class)")
+    subjects.add_argument(
+        "--labels", nargs="+", help="class numbers, names, WordNet ids (every class)"
+    )
     subjects.add_argument("--prompts", nargs="+", metavar="PROMPT", help="texts, each in quotes")
     subjects.add_argument(
         "--prompt-file",
         type=commands.path,
         metavar="FILE",
-        help=".txt with a prompt per line, or .csv or .tsv with a column Prompt",
+        help=".txt with a prompt per line, or .csv, .tsv or .jsonl with prompt, caption or text",
     )
     what.add_argument(
         "--count", type=commands.whole, default=1, help="images per label or prompt (1)"
@@ -162,7 +201,8 @@ def _parser() -> argparse.ArgumentParser:
         default="samples.png",
         help="NAME.png for one grid, with prompts under their images; NAME.npz for arr_0 (uint8 "
         "[N, H, W, 3]), labels or prompts, and codes; any other name for a new folder of single "
-        "PNGs. PNGs hold the settings as text chunks (samples.png)",
+        "PNGs; both of these go on where the same command was stopped. PNGs hold the settings as "
+        "text chunks (samples.png)",
     )
     output.add_argument(
         "--resize",
@@ -200,31 +240,42 @@ def _check_condition(
 def _write(
     path: Path,
     suffix: str,
-    samples: Samples,
+    parts: Iterable[Samples],
+    subjects: np.ndarray,
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes a .npz or a folder; `subjects` are the labels or the prompts of the images."""
+    kind = _kind(subjects)
+    if suffix == ".npz":
+        write_npz(path, parts, **{f"{kind}s": subjects})
+        return
+    images = (image for part in parts for image in part.images)
+    numbered = enumerate(zip(images, subjects.tolist(), strict=True))
+    for i, (image, subject) in tqdm(numbered, total=len(subjects), desc="writing", delay=2):
+        name = f"{i:06d}.png" if kind == "prompt" else f"{i:06d}_class_{subject}.png"
+        save_png(path / name, image, {kind: subject, "number": i, **settings})
+
+
+def _write_grid(
+    path: Path,
+    images: np.ndarray,
     subjects: np.ndarray,
     settings: Mapping[str, Any],
     columns: int,
 ) -> None:
-    """Writes what `suffix` asks for; `subjects` are the labels or the prompts of the images."""
-    kind, images = "prompt" if subjects.dtype.kind == "U" else "label", samples.images
-    if suffix == ".npz":
-        arrays: dict[str, Any] = {"arr_0": images, f"{kind}s": subjects, "codes": samples.codes}
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
-    elif suffix == ".png":
-        columns = min(columns, len(images))
-        if kind == "prompt":
-            picture = captioned_grid(images, subjects.tolist(), columns)
-        else:
-            blank = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
-            cells = np.concatenate([images, blank])
-            picture = grid(cells.reshape(-1, columns, *images.shape[1:]))
-        listed = "\n".join(str(subject) for subject in dict.fromkeys(subjects.tolist()))
-        save_png(path, picture, {f"{kind}s": listed, **settings})
+    columns, kind = min(columns, len(images)), _kind(subjects)
+    if kind == "prompt":
+        picture = captioned_grid(images, subjects.tolist(), columns)
     else:
-        for i, (image, subject) in enumerate(zip(images, subjects.tolist(), strict=True)):
-            name = f"{i:06d}.png" if kind == "prompt" else f"{i:06d}_class_{subject}.png"
-            save_png(path / name, image, {kind: subject, "number": i, **settings})
+        blank = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
+        cells = np.concatenate([images, blank])
+        picture = grid(cells.reshape(-1, columns, *images.shape[1:]))
+    listed = "\n".join(str(subject) for subject in dict.fromkeys(subjects.tolist()))
+    save_png(path, picture, {f"{kind}s": listed, **settings})
+
+
+def _kind(subjects: np.ndarray) -> str:
+    return "prompt" if subjects.dtype.kind == "U" else "label"
 
 
 if __name__ == "__main__":

@@ -2,22 +2,27 @@
 
 import pytest
 
-from llamagen_jax.classes import find_class, imagenet_names
+from llamagen_jax.classes import find_class, imagenet_ids, imagenet_names
 from llamagen_jax.errors import InputError
 
 NAMES = ("tabby cat, tabby", "tiger cat", "tiger", "crane", "crane", "crane driver")
 
 
 def test_imagenet_has_its_1000_classes():
-    names = imagenet_names()
-    assert len(names) == 1000
+    names, ids = imagenet_names(), imagenet_ids()
+    assert len(names) == len(set(ids)) == 1000
     assert all(names)
+    # Labels number the sorted ids.
+    assert list(ids) == sorted(ids)
 
 
 @pytest.mark.parametrize(
     ("name", "label"),
     {
         "tench": 0,
+        "n01440764": 0,
+        "N02119789": 278,
+        "n15075141": 999,
         "macaw": 88,
         "golden retriever": 207,
         "Arctic fox": 279,

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import golden_weights
 import numpy as np
@@ -126,6 +127,79 @@ def test_images_do_not_depend_on_the_batch_size(models, tmp_path):
     np.testing.assert_allclose(a["arr_0"].astype(int), b["arr_0"], atol=1)
     run(*models, "--seed", "1", "--output", tmp_path / "a.npz")
     assert not np.array_equal(read(tmp_path / "a.npz")["codes"], b["codes"])
+
+
+@pytest.mark.parametrize("output", ["a.npz", "folder"])
+def test_a_stopped_command_goes_on(models, tmp_path, monkeypatch, capsys, output):
+    command = [*models, "--count", "2", "--seed", "5", "--batch-size", "8", "--output"]
+    run(*command, tmp_path / f"whole_{output}")
+    draw, drawn = generation.generate_images, []
+
+    def stop_after(batches):
+        def generate(*args, **rows):
+            if len(drawn) == batches:
+                raise KeyboardInterrupt
+            drawn.append(rows["sample_ids"])
+            return draw(*args, **rows)
+
+        return generate
+
+    monkeypatch.setattr(generation, "generate_images", stop_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        run(*command, tmp_path / output)
+    assert not (tmp_path / output).exists()
+    parts = tmp_path / f"{output}.parts"
+    assert len(list(parts.glob("*.npz"))) == 2
+    line = fails(*command, tmp_path / output, "--top-k", "3")
+    assert f"{parts} holds images of another command, with top_k 0 instead of 3: go on" in line
+    line = fails(*models, "--labels", "1", "--seed", "5", "--output", tmp_path / output)
+    assert "with count 2 instead of 1" in line
+    # What was being written when it was killed.
+    (parts / "00000016.npz.partial").write_bytes(b"PK")
+
+    monkeypatch.setattr(generation, "generate_images", stop_after(3))
+    run(*command, tmp_path / output)
+    assert "going on with image 16 of 20" in capsys.readouterr().out
+    assert not parts.exists()
+    if output == "a.npz":
+        found, expected = read(tmp_path / output), read(tmp_path / f"whole_{output}")
+        assert list(found) == list(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, strict=True)
+    else:
+        found, expected = (
+            {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+            for name in (output, f"whole_{output}")
+        )
+        assert found == expected
+
+
+def test_a_damaged_part_is_named(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "write_npz", lambda *args, **subjects: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(*models, "--output", tmp_path / "a.npz")
+    part = tmp_path / "a.npz.parts" / "00000000.npz"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    assert f"{part} is damaged: remove it" in fails(*models, "--output", tmp_path / "a.npz")
+
+
+def test_images_are_not_held_at_once(models, tmp_path, monkeypatch):
+    """All of them would be 25 MB."""
+    images = np.zeros((8, 32, 32, 3), np.uint8)
+
+    def generate(model, params, tokenizer, condition, settings, *, size, sample_ids):
+        codes = np.zeros((len(condition), model.config.code_length), np.int32)
+        return generation.Samples(codes, images[: len(condition)])
+
+    monkeypatch.setattr(generation, "generate_images", generate)
+    tracemalloc.start()
+    run(*models, "--count", "800", "--batch-size", "8", "--output", tmp_path / "a.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert read(tmp_path / "a.npz")["arr_0"].shape == (8000, 32, 32, 3)
+    assert peak < 12e6
 
 
 def test_grids_folders_and_arrays_hold_the_same_images(models, tmp_path):
@@ -329,9 +403,9 @@ def test_options_of_the_other_condition(models, text_models):
 def test_prompts_and_encoders_that_cannot_be_used(text_models, spiece, tmp_path):
     prompts = ["--prompts", "a cat"]
     assert "prompt 2 of --prompts is empty" in fails(*text_models, *prompts, " ")
-    (tmp_path / "a.tsv").write_text("Text\tNote\n")
+    (tmp_path / "a.tsv").write_text("Title\tNote\n")
     line = fails(*text_models, "--prompt-file", "a.tsv")
-    assert "a.tsv has no column 'Prompt'; its columns are: 'Text', 'Note'" in line
+    assert "a.tsv has no column Prompt, Prompts, caption or text; its columns are: 'Title'" in line
     assert "nowhere is no folder" in fails(*text_models, *prompts, "--text-encoder", "nowhere")
     wide = write_export(tmp_path / "wide", dataclasses.replace(TEXT, caption_dim=24))
     line = fails(*text_models, *prompts, "--generator", wide)

@@ -1,12 +1,16 @@
 """Prompts for sampling: from files that people keep them in to what a generator reads."""
 
+import codecs
 import csv
+import io
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from llamagen_jax.errors import InputError
@@ -14,37 +18,113 @@ from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.text.captions import clean
 from llamagen_jax.text.encoder import TextEncoder
 
-_COLUMN = "prompt"
+# In any case; the first one that there is.
+_COLUMNS = ("prompt", "prompts", "caption", "text")
 _BATCH_SIZE_PER_DEVICE = 8
-_DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SUFFIXES = (".txt", *_DELIMITERS, ".jsonl")
 
 
 def read_prompts(path: str | os.PathLike) -> list[str]:
-    """The prompts of a .txt file, one per line, or of the column Prompt of a .csv or .tsv file.
+    """The prompts of a file of any common kind.
 
-    Such as PartiPrompts.tsv (github.com/google-research/parti). The column's name is looked for in
-    any case; other columns are ignored.
+    Of a .txt file the lines that are not blank, which are counted in a warning; of a .csv or .tsv
+    file, quoted or not, such as PartiPrompts.tsv (github.com/google-research/parti), the column
+    Prompt, Prompts, caption or text, in any case; of a .jsonl file the strings, or the values under
+    one of those keys. Text is UTF-8 or, with a byte order mark, UTF-16.
 
     Raises:
-      InputError: the file is missing, of another kind or no UTF-8 text, or has no such column.
+      InputError: the file is missing, of another kind or no such text, or has no such column.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in (".txt", *_DIALECTS):
-        raise InputError(f"{path} is not called .txt, .csv or .tsv, so its format is not known")
+    if suffix not in _SUFFIXES:
+        raise InputError(
+            f"{path} is not called {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}, so its format "
+            "is not known"
+        )
+    text = _read_text(path)
+    if suffix in _DELIMITERS:
+        return _read_column(path, text, _DELIMITERS[suffix])
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if blank := text.rstrip().count("\n") + bool(lines) - len(lines):
+        logging.warning("%s: left out %d blank lines", path, blank)
+    if suffix == ".txt":
+        return [line.rstrip("\r") for _, line in lines]
+    return [_read_json(f"line {number} of {path}", line) for number, line in lines]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         # A spreadsheet's files start with a byte order mark, which utf-8-sig drops.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if suffix == ".txt":
-                return file.read().splitlines()
-            rows = csv.reader(file, _DIALECTS[suffix])
-            names = next(rows, [])
-            column = _find_column(path, names)
-            return [row[column] if column < len(row) else "" for row in rows if row]
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text: {error}") from error
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"line {line} of {path} is no {'UTF-16' if utf16 else 'UTF-8'} text: save the file as "
+            "UTF-8"
+        ) from error
+
+
+def _read_column(path: Path, text: str, delimiter: str) -> list[str]:
+    csv.field_size_limit(len(text) + 1)
+    try:
+        table = [row for row in _rows(io.StringIO(text, newline=""), delimiter) if row]
+        spread = any("\n" in field and delimiter in field for row in table for field in row)
+    except csv.Error:
+        spread = True
+    if spread:
+        # PartiPrompts and its kin do not quote, and have fields that begin with a quote.
+        table = _read_unquoted(path, text, delimiter)
+    names = [name.strip().lower() for name in table[0]] if table else []
+    column = next((names.index(name) for name in _COLUMNS if name in names), None)
+    if column is None:
+        found = ", ".join(repr(name) for name in (table[0] if table else [])) or "none"
+        raise InputError(
+            f"{path} has no column Prompt, Prompts, caption or text; its columns are: {found}"
+        )
+    return [row[column] if column < len(row) else "" for row in table[1:]]
+
+
+def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Rows of quoted or unquoted fields; csv.Error where a quote is neither."""
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
+def _read_unquoted(path: Path, text: str, delimiter: str) -> list[list[str]]:
+    """Rows of one line each, quoted or not."""
+    table: list[list[str]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = next(_rows([line], delimiter), [])
+        except csv.Error:
+            row = line.split(delimiter)
+            if table and len(row) != len(table[0]):
+                raise InputError(
+                    f"line {number} of {path} has {len(row)} fields instead of {len(table[0])}: "
+                    "quote fields that hold quotes, or use a .jsonl file"
+                ) from None
+        if row:
+            table.append(row)
+    return table
+
+
+def _read_json(where: str, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is no JSON: {error}") from error
+    if isinstance(value, dict):
+        fields = {key.lower(): value[key] for key in value}
+        value = next((fields[name] for name in _COLUMNS if name in fields), None)
+    if not isinstance(value, str):
+        raise InputError(f"{where} has no string, nor one under prompt, prompts, caption or text")
+    return value
 
 
 def check_prompts(prompts: Sequence[str], source: str) -> None:
@@ -59,6 +139,14 @@ def check_prompts(prompts: Sequence[str], source: str) -> None:
     if not prompts:
         raise InputError(f"{source} has no prompts")
     for number, prompt in enumerate(prompts, start=1):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"prompt {number} of {source}, {prompt!r}, is no UTF-8 text; write it anew"
+            ) from None
+        if "\0" in prompt:
+            raise InputError(f"prompt {number} of {source} has a zero byte; write it anew")
         if not prompt.strip():
             raise InputError(f"prompt {number} of {source} is empty")
         if not clean(prompt):
@@ -101,11 +189,3 @@ def encode_prompts(
     parts = [encoder.encode(prompts[start : start + encoder.batch_size]) for start in bar]
     features, masks = zip(*parts, strict=True)
     return {"condition": np.concatenate(features), "condition_mask": np.concatenate(masks)}
-
-
-def _find_column(path: Path, names: Sequence[str]) -> int:
-    for i, name in enumerate(names):
-        if name.strip().lower() == _COLUMN:
-            return i
-    found = ", ".join(repr(name) for name in names) or "none"
-    raise InputError(f"{path} has no column 'Prompt'; its columns are: {found}")

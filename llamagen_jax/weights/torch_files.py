@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import os
+import pathlib
 import pickle
 import re
 import zipfile
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from absl import logging
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
@@ -37,6 +39,9 @@ _DTYPES = {
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # What files of PyTorch before 1.6 start with: a pickled number of their own.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+# What data parallelism, compilation and trainers put before every name, and within names.
+_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "generator.")
+_WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.")
 _STATE_KEYS = ("model", "module", "state_dict", "ema")
 # What Hugging Face's `transformers` calls the weights in a model's folder.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -85,7 +90,7 @@ def read_torch(path: Path, ema: bool = False) -> tuple[dict[str, np.ndarray], st
       InputError: the file is damaged or holds something else, or PyTorch is missing.
     """
     if path.suffix == ".safetensors":
-        return open_safetensors(path), None
+        return _without_wrappers(path, open_safetensors(path)), None
     torch = _import_torch(path)
     checkpoint = _load_pickle(torch, path)
     if not isinstance(checkpoint, dict):
@@ -99,7 +104,23 @@ def read_torch(path: Path, ema: bool = False) -> tuple[dict[str, np.ndarray], st
             f"{path} holds {', '.join(others[:5])}, not tensors; expected a state dict, bare or "
             f"under one of {', '.join(_STATE_KEYS)}"
         )
-    return {name: _to_numpy(torch, tensor) for name, tensor in state.items()}, key
+    tensors = {name: _to_numpy(torch, tensor) for name, tensor in state.items()}
+    return _without_wrappers(path, tensors), key
+
+
+def _without_wrappers(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors without what wrappers of PyTorch's modules put into their names."""
+    renamed = tensors
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in renamed)), ""):
+        renamed = {name.removeprefix(prefix): tensor for name, tensor in renamed.items()}
+    stripped = {_WRAPPERS.sub("", name): tensor for name, tensor in renamed.items()}
+    if len(stripped) != len(tensors):
+        raise InputError(f"{path} holds tensors twice, with and without a wrapper in their names")
+    if stripped.keys() != tensors.keys():
+        example = next(iter(tensors))
+        read = next(iter(stripped))
+        logging.warning("%s: %s is read as %s, and its other tensors likewise", path, example, read)
+    return stripped
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -230,8 +251,7 @@ def _load_pickle(torch: Any, path: Path) -> Any:
             f"{path} is truncated or no PyTorch checkpoint (a zip archive that torch.save writes)"
         )
     try:
-        # The original's training checkpoints hold its command line's flags, a plain record.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", mmap=not legacy, weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
@@ -241,6 +261,28 @@ def _load_pickle(torch: Any, path: Path) -> Any:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is a damaged PyTorch checkpoint: {reason}") from error
+
+
+def _harmless() -> list[Any]:
+    """Classes that stand beside tensors in training checkpoints: plain records without code.
+
+    They are the command line's flags, paths, and numpy's numbers under the names of numpy 1 and 2.
+    """
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    functions = (multiarray.scalar, multiarray._reconstruct)
+    return [
+        argparse.Namespace,
+        (pathlib.PurePosixPath, "pathlib.PosixPath"),
+        (pathlib.PureWindowsPath, "pathlib.WindowsPath"),
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+        *(
+            (f, f"numpy.{core}.multiarray.{f.__name__}")
+            for core in ("core", "_core")
+            for f in functions
+        ),
+    ]
 
 
 def _import_torch(path: Path) -> Any:

@@ -8,13 +8,24 @@ from llamagen_jax.text.prompts import check_prompts, read_prompts
     ("name", "content", "expected"),
     [
         ("a.txt", "a cat\r\na dog, running\n", ["a cat", "a dog, running"]),
-        ("a.TXT", "\ufeffünïcödé 图\n\nx", ["ünïcödé 图", "", "x"]),
+        ("a.TXT", "\ufeffünïcödé 图\n\n \nx\n\n", ["ünïcödé 图", "x"]),
         ("a.csv", 'Id,Prompt\n1,"a cat, a dog"\n\n2,"a ""b"""\n', ["a cat, a dog", 'a "b"']),
         ("a.csv", "\ufeffPROMPT\na cat\n", ["a cat"]),
         (
             "PartiPrompts.tsv",
             'Prompt\tCategory\tNote\na paper named "B" here\tAnimals\t\nx, y\tAbstract\tz\n',
             ['a paper named "B" here', "x, y"],
+        ),
+        ("a.tsv", 'Caption\tC\n"A" is a letter\tX\n"b ""c"""\tY\n', ['"A" is a letter', 'b "c"']),
+        # A quote that opens in one line and closes in another would swallow those between.
+        ("a.tsv", 'Prompts\tC\n"A is\tX\nb\tY\nso is B"\tZ\n', ['"A is', "b", 'so is B"']),
+        ("a.tsv", 'text\tC\n"two\nlines"\tX\n', ["two\nlines"]),
+        ("a.csv", "note,TEXT,Caption\na,b,c\n", ["c"]),
+        ("a.csv", "prompt\n" + "x" * 200_000 + "\n", ["x" * 200_000]),
+        (
+            "a.jsonl",
+            '{"Prompt": "a cat", "id": 1}\n\n"a dog"\n{"text": "图"}',
+            ["a cat", "a dog", "图"],
         ),
         ("a.tsv", "Category\t prompt \nAnimals\ta cat\nAnimals\n", ["a cat", ""]),
     ],
@@ -28,11 +39,14 @@ def test_read_prompts(name, content, expected, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"Text,Note\na,b\n", r"a\.csv has no column 'Prompt'; .* are: 'Text', 'Note'$"),
-        ("a.csv", b"", r"a\.csv has no column 'Prompt'; its columns are: none"),
-        ("a.txt", b"caf\xe9", r"a\.txt is no UTF-8 text"),
-        ("a.csv", b"Prompt\n" + b"x" * 200_000, r"a\.csv cannot be read: field larger"),
-        ("a.json", b"[]", r"a\.json is not called \.txt, \.csv or \.tsv"),
+        ("a.csv", b"Title,Note\na,b\n", r"a\.csv has no column Prompt, .*: 'Title', 'Note'$"),
+        ("a.csv", b"", r"a\.csv has no column Prompt, .*; its columns are: none"),
+        ("a.txt", b"a\ncaf\xe9", r"^line 2 of .*a\.txt is no UTF-8 text"),
+        ("a.txt", b"\xff\xfea", r"^line 1 of .*a\.txt is no UTF-16 text"),
+        ("a.csv", b'Prompt,b\n"a" b, c,d\n', r"^line 2 of .*a\.csv has 3 fields instead of 2"),
+        ("a.jsonl", b'"a"\n{"prompt": 3}', r"^line 2 of .*a\.jsonl has no string"),
+        ("a.jsonl", b"a cat", r"^line 1 of .*a\.jsonl is no JSON"),
+        ("a.json", b"[]", r"a\.json is not called \.txt, \.csv, \.tsv or \.jsonl"),
         ("a.txt", None, r"a\.txt cannot be read: .*No such file"),
     ],
 )
@@ -49,6 +63,8 @@ def test_files_that_are_no_prompts(name, content, message, tmp_path):
     [
         ([], r"^a\.txt has no prompts"),
         (["a cat", " \t"], r"^prompt 2 of a\.txt is empty$"),
+        (["a\udcff"], r"^prompt 1 of a\.txt, 'a\\udcff', is no UTF-8 text"),
+        (["a\0b"], r"^prompt 1 of a\.txt has a zero byte"),
         (["图片"], r"^prompt 1 of a\.txt, '图片', is empty once cleaned"),
     ],
 )
@@ -57,3 +73,9 @@ def test_empty_prompts_are_named(prompts, message):
     with pytest.raises(InputError, match=message):
         check_prompts(prompts, "a.txt")
     check_prompts(["a cat"], "a.txt")
+
+
+def test_utf_16_and_blank_lines(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("a cat\n\n图\n", encoding="utf-16")
+    assert read_prompts(tmp_path / "a.txt") == ["a cat", "图"]
+    assert "left out 1 blank lines" in caplog.text

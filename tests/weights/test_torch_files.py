@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import pathlib
 import sys
+import zipfile
 
 import golden_weights
 import jax.numpy as jnp
@@ -73,6 +75,41 @@ def test_checkpoints_of_every_layout(tmp_path, key):
     tensors, taken = read_torch(golden_weights.save_torch(tmp_path / "a.pt", CLASS, wrap))
     assert taken == key
     assert_same(tensors, golden_weights.state_dict(CLASS))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "inside"),
+    [("module.", ""), ("module._orig_mod.", ""), ("model.", ""), ("", "_fsdp_wrapped_module.")],
+)
+def test_names_are_read_without_wrappers(tmp_path, caplog, prefix, inside):
+    def wrap(state):
+        return {
+            "model": {f"{prefix}{n.replace('.0.', f'.0.{inside}')}": t for n, t in state.items()}
+        }
+
+    tensors, _ = read_torch(golden_weights.save_torch(tmp_path / "a.pt", CLASS, wrap))
+    assert_same(tensors, golden_weights.state_dict(CLASS))
+    assert "is read as" in caplog.text
+    mixed = {"a": Tensor.of(ARRAYS["odd"]), f"_orig_mod.{'a'}": Tensor.of(ARRAYS["odd"])}
+    write_safetensors(tmp_path / "a.safetensors", mixed)
+    with pytest.raises(InputError, match="holds tensors twice, with and without a wrapper"):
+        read_torch(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_plain_records_beside_the_tensors_are_read_over(tmp_path, numpy_1):
+    def wrap(state):
+        numbers = {"best": np.float64(3.5), "step": np.int64(4), "curve": np.arange(3.0)}
+        return {"model": state, **numbers, "folder": pathlib.Path("runs"), "done": np.bool_(True)}
+
+    path = golden_weights.save_torch(tmp_path / "a.pt", CLASS, wrap)
+    if numpy_1:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data.replace(b"numpy._core", b"numpy.core"))
+    assert_same(read_torch(path)[0], golden_weights.state_dict(CLASS))
 
 
 def test_the_moving_average_is_taken_when_asked_for(tmp_path):
