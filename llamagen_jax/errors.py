@@ -1,5 +1,6 @@
-"""The exception that commands show as a single line instead of a traceback, and what raises it."""
+"""How commands end early: in one line instead of a traceback, and what raises it."""
 
+import atexit
 import contextlib
 import difflib
 import io
@@ -8,7 +9,9 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
+
+from llamagen_jax.interruption import Interrupted, interruptible
 
 
 class InputError(ValueError):
@@ -17,22 +20,53 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the process with status 1 and one line on stderr when an `InputError` escapes.
+    """Ends the process in one line on stderr when an `InputError` or a signal stops it.
 
     Names of files may be no text in the terminal's encoding; printing them is no error meanwhile.
-    With LLAMAGEN_TRACEBACK=1 in the environment, its traceback comes before that line.
+    The status is 1, or as of the shell 130 for SIGINT and 143 for SIGTERM. With
+    LLAMAGEN_TRACEBACK=1 in the environment, the traceback comes before that line.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    except (InputError, RuntimeError, AssertionError) as error:
-        reason = str(error) if isinstance(error, InputError) else _no_device()
-        if not reason:
-            raise
-        if os.environ.get("LLAMAGEN_TRACEBACK") == "1":
-            traceback.print_exc()
-        sys.exit(f"error: {reason}")
+    with interruptible() as raised:
+        try:
+            yield
+        except Interrupted as interrupted:
+            _end_interrupted(interrupted)
+        except Exception as error:
+            if signum := raised():
+                _end_interrupted(Interrupted(signum))
+            reason = _reason(error)
+            if not reason:
+                raise
+            _show_traceback()
+            sys.exit(f"error: {reason}")
+
+
+def _reason(error: Exception) -> str:
+    """What to say of an error; "" for a fault of the program."""
+    if isinstance(error, InputError):
+        return str(error)
+    return _no_device() if isinstance(error, RuntimeError | AssertionError) else ""
+
+
+def _end_interrupted(interrupted: Interrupted) -> NoReturn:
+    _show_traceback()
+    print(interrupted, file=sys.stderr)
+    _end(128 + interrupted.signal)
+
+
+def _end(status: int) -> NoReturn:
+    """Ends the process after its exit handlers, but without waiting for threads at work and without
+    the interpreter's end, which crashes if XLA was interrupted while it compiled."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def _show_traceback() -> None:
+    if os.environ.get("LLAMAGEN_TRACEBACK") == "1":
+        traceback.print_exc()
 
 
 def _no_device() -> str:

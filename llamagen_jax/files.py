@@ -1,6 +1,7 @@
 """Paths as people write them, and outputs that appear under their name only when they are whole."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import NewType
 
 from llamagen_jax.errors import InputError
+
+# EFBIG is a disk full for one file: `ulimit -f`, or a file system of small files.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def local_path(text: str | os.PathLike) -> Path:
@@ -49,17 +53,19 @@ def staged(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path
       overwrite: replace an existing file.
 
     Raises:
-      InputError: `path` exists and is not to be overwritten, or cannot be written.
+      InputError: `path` exists and is not to be overwritten, or cannot be written, as on a full
+        disk.
     """
     path = Path(path)
     if not overwrite and path.exists():
         raise InputError(f"{path} exists already; remove it or choose another name")
     partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        yield partial
-        partial.replace(path)
+        with told_full_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(partial)
+            yield partial
+            partial.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -79,6 +85,49 @@ def staged_apart(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def told_full_disk(path: Path) -> Iterator[None]:
+    """Tells in one line of a full disk that any library met while it wrote to `path`.
+
+    Raises:
+      InputError: the disk is full, the quota is used up or a file may not grow further.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = _full_disk(error)
+        if reason is None:
+            raise
+        folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+        free = readable_size(shutil.disk_usage(folder).free)
+        raise InputError(
+            f"cannot write {path}: {reason}, {free} are free in {folder}; make space and start the "
+            "same command again"
+        ) from error
+
+
+def readable_size(count: float) -> str:
+    """Bytes as a person reads them, such as "1.5 GB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            break
+        count, unit = count / 1000, "TB"
+    return f"{count:.3g} {unit}"
+
+
+def _full_disk(error: BaseException | None) -> str | None:
+    """What the system said, where `error` or one that caused it is of a full disk."""
+    while error is not None:
+        for number in _FULL:
+            # Libraries in other languages tell it in an exception of their own.
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _remove(path: Path) -> None:

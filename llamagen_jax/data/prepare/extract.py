@@ -30,7 +30,8 @@ from llamagen_jax.data.prepare import ray_engine
 from llamagen_jax.data.records import Manifest, Shard, write_shard
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
-from llamagen_jax.files import staged, staged_apart
+from llamagen_jax.files import staged, staged_apart, told_full_disk
+from llamagen_jax.interruption import Interrupted
 
 # While one batch is on the device, the next one is on its way.
 _BATCHES_AT_ONCE = 2
@@ -188,10 +189,14 @@ def _check_sharing(
 
 @contextlib.contextmanager
 def _told_errors(partial: Path) -> Iterator[None]:
+    """Tells of what stops the work that `partial` keeps."""
     try:
-        yield
+        with told_full_disk(partial):
+            yield
     except OSError as error:
         raise InputError(f"cannot write {partial}: {error.strerror or error}") from error
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.signal, f"{partial} keeps the finished shards") from None
 
 
 def _shard_writer(partial: Path, make: Callable[[], Extraction]) -> Callable[[int], None]:

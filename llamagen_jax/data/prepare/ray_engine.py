@@ -3,7 +3,9 @@
 import contextlib
 import logging as standard_logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,12 +42,13 @@ def connected(address: str | None) -> Iterator[None]:
         ) from None
     try:
         _check_port(address)
-        ray.init(
-            address,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=standard_logging.ERROR,
-        )
+        with _sigterm_kept():
+            ray.init(
+                address,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=standard_logging.ERROR,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"cannot reach the Ray cluster {address}: {reason}") from error
@@ -56,6 +59,15 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Gives SIGTERM back to who handled it before Ray took it."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_port(address: str) -> None:

@@ -19,6 +19,7 @@ from llamagen_jax.data.prepare.extract import Extraction
 from llamagen_jax.data.records import Manifest, verify
 from llamagen_jax.data.sources import ArrayRecordSource
 from llamagen_jax.errors import InputError
+from llamagen_jax.interruption import Interrupted
 
 
 class Numbers:
@@ -102,7 +103,16 @@ def test_run_gets_batches_and_load_runs_ahead_of_it(tmp_path):
 
 
 def test_only_missing_shards_are_done_again(tmp_path):
-    interrupted(tmp_path / "out", at=13)
+    """A signal comes in the middle of the third of five shards."""
+
+    def stop(numbers):
+        if 13 in numbers:
+            raise Interrupted(signal.SIGTERM)
+        return labels(numbers)
+
+    told = r"SIGTERM: .*out\.partial keeps the finished shards; start .* to go on"
+    with pytest.raises(Interrupted, match=told):
+        extract.extract(tmp_path / "out", extraction(run=stop))
     assert not (tmp_path / "out").exists()
     (tmp_path / "out.partial" / "00002.array_record.partial").write_text("half a shard")
     loaded = []
