@@ -7,6 +7,7 @@ whatever else the task's state holds).
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.files import readable_size
 from llamagen_jax.weights.export import read_config
 
 _KEPT = 2
@@ -31,7 +33,12 @@ class Checkpointer:
         self._folder = folder / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=_KEPT,
+                create=True,
+                # Saves that were cut off would fill the disk.
+                cleanup_tmp_directories=True,
+            ),
         )
 
     @property
@@ -39,8 +46,36 @@ class Checkpointer:
         """The newest whole checkpoint; a save that was cut off does not count."""
         return self._manager.latest_step()
 
+    def check_space(self, state: Any, saves: int) -> None:
+        """Checks that the disk has room for so many saves of a state, of which the newest are kept.
+
+        Raises:
+          InputError: it has not.
+        """
+        # The oldest goes when the one after those that are kept is whole.
+        more = min(saves, _KEPT + 1 - len(self._manager.all_steps()))
+        self._check_free(state, more)
+
+    def _check_free(self, state: Any, count: int) -> None:
+        needed = count * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            kept = f"; step {self.latest_step} is kept" if self.latest_step else ""
+            raise InputError(
+                f"no space for checkpoints: {self._folder} has {readable_size(free)} free, not "
+                f"the {readable_size(needed)} needed{kept}; make space and start the same command "
+                "again"
+            )
+
     def save(self, state: Any) -> None:
-        """Starts writing in the background; returns when the arrays may be donated again."""
+        """Starts writing in the background; returns when the arrays may be donated again.
+
+        Raises:
+          InputError: the disk has no room for it.
+        """
+        # When a save fails is told late and at length: the disk may fill while a run goes on.
+        self._manager.wait_until_finished()
+        self._check_free(state, 1)
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 

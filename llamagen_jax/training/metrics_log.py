@@ -1,12 +1,18 @@
 """Where a run's numbers and pictures go: `metrics.jsonl`, TensorBoard events, PNG files."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from llamagen_jax.files import staged
 from llamagen_jax.images import grid, save_png
@@ -35,7 +41,10 @@ class MetricsLog:
         with staged(path, overwrite=True) as partial:
             partial.write_text("".join(kept))
         self._lines = path.open("a", buffering=1)
-        self._events = SummaryWriter(str(folder / "events"), purge_step=resumed_step + 1)
+        (folder / "events").mkdir(exist_ok=True)
+        # Not a SummaryWriter, whose thread dies when the disk is full and is then waited for.
+        self._events = EventsWriter(str(folder / "events" / "events"))
+        self._add_event(resumed_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         """Records `values` under "prefix/name"."""
@@ -44,7 +53,8 @@ class MetricsLog:
         named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
         self._lines.write(json.dumps({"step": step} | named) + "\n")
         for name, value in named.items():
-            self._events.add_scalar(name, value, step)
+            self._add_event(step, summary=summary.scalar(name, value))
+        self._events.flush()
 
     def pictures(self, step: int, images: np.ndarray) -> None:
         """Records uint8 [rows, columns, H, W, 3] as one grid, `samples/step_*.png`."""
@@ -52,10 +62,14 @@ class MetricsLog:
             return
         picture = grid(images)
         save_png(self._samples / f"step_{step:07d}.png", picture)
-        self._events.add_image("samples", picture, step, dataformats="HWC")
+        self._add_event(step, summary=summary.image("samples", picture, dataformats="HWC"))
+        self._events.flush()
 
     def close(self) -> None:
         """Flushes everything."""
         if self._writes:
             self._lines.close()
             self._events.close()
+
+    def _add_event(self, step: int, **what) -> None:
+        self._events.write_event(Event(step=step, wall_time=time.time(), **what))
