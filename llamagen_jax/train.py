@@ -10,6 +10,7 @@ can be changed on the command line: --config.optimizer.learning_rate=3e-4
 shows what a run would take without starting it.
 """
 
+import os
 import sys
 
 import jax
@@ -45,9 +46,14 @@ _DRY_RUN = flags.DEFINE_bool(
 _DEVICES = flags.DEFINE_integer(
     "devices", None, "With --dry-run: plan for so many devices, faked on the CPU.", lower_bound=1
 )
+_CHANGE_PLAN = flags.DEFINE_bool(
+    "change-plan",
+    False,
+    "Go on with the run in --workdir though results jump with this configuration.",
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
-    False,
+    None,
     "Join the other processes of this SLURM or MPI job, TPU pod slice, or --coordinator.",
 )
 _COORDINATOR = flags.DEFINE_string(
@@ -55,6 +61,15 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num-processes", None, "How many there are.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process-id", None, "Which one this is.", lower_bound=0)
+
+
+# What srun, Open MPI, and MPICH and its kin tell of the processes that they start: how many there
+# are, and the number of each.
+_STARTED_TOGETHER = (
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+)
 
 
 def run() -> None:
@@ -81,12 +96,29 @@ def main(_):
             raise InputError("--workdir is missing: name the folder to write to")
         if _DISTRIBUTED.value or _COORDINATOR.value:
             _join_processes()
+        elif _DISTRIBUTED.value is None:
+            check_alone()
         with naming("--workdir"):
             workdir = local_path(_WORKDIR.value)
-        train(open_task(config, make_mesh(config)), workdir)
+        task = open_task(config, make_mesh(config))
+        train(task, workdir, change_plan=_CHANGE_PLAN.value)
+
+
+def check_alone() -> None:
+    """Refuses a process that was started with others, which would all train the same run."""
+    for count, number in _STARTED_TOGETHER:
+        # SLURM_NTASKS tells nothing: a batch script has it too, and is one process, number 0.
+        if int(os.environ.get(count, 1)) > 1 or int(os.environ.get(number, 0)) > 0:
+            raise InputError(
+                f"this process is one of several that one launcher started ({number}="
+                f"{os.environ.get(number, '')}): give --distributed to train one run together, or "
+                "--nodistributed where each trains a run of its own"
+            )
 
 
 def _join_processes():
+    # It would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     except (ValueError, RuntimeError) as error:

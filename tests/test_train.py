@@ -1,5 +1,6 @@
 """`train.py` as a user runs it, in processes of its own."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import tiny
 
-from llamagen_jax import checkpoint
+from llamagen_jax import checkpoint, train
+from llamagen_jax.errors import InputError
 
 ENVIRONMENT = os.environ | {"XLA_FLAGS": ""}  # one device
 
@@ -109,6 +111,26 @@ def test_a_mistake_in_a_config_file_is_told_with_its_line(tmp_path, monkeypatch)
     assert "Traceback" in ran.stderr
     assert "    return {}.imagesize\n" in ran.stderr
     assert ran.stderr.endswith(line)
+
+
+@pytest.mark.parametrize(
+    ("variables", "alone"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, False),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, False),
+        # Of a batch script, without srun.
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "PMI_SIZE": "1"}, True),
+    ],
+)
+def test_processes_that_are_not_joined_are_refused(monkeypatch, variables, alone):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refused = pytest.raises(InputError, match=r"give --distributed .* or --nodistributed")
+    with contextlib.nullcontext() if alone else refused:
+        train.check_alone()
 
 
 def test_help_shows_how_to_use_it():

@@ -112,9 +112,11 @@ def meshes(*shapes: tuple[int, int, int]) -> list[Mesh]:
     ]
 
 
-def train(config: TokenizerTraining | GeneratorTraining, workdir: Path) -> TrainState:
+def train(
+    config: TokenizerTraining | GeneratorTraining, workdir: Path, *, change_plan: bool = False
+) -> TrainState:
     """What the command `train.py` does."""
-    return loop.train(open_task(config, make_mesh(config)), workdir)
+    return loop.train(open_task(config, make_mesh(config)), workdir, change_plan=change_plan)
 
 
 def losses(config, mesh: Mesh, steps: int = 3) -> list[float]:

@@ -2,7 +2,7 @@
 
 Every training batch is a function of (seed, step): of the stream of shuffled epochs it holds
 records step * B to (step + 1) * B, so a run goes on exactly from any step, on any number of
-processes and workers.
+processes and workers. An offset lets a run go on exactly with another B, too.
 """
 
 import concurrent.futures
@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
@@ -89,6 +90,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start: int = 0,
+    record_offset: int = 0,
     condition: Condition = "stored",
     process_index: int = 0,
     process_count: int = 1,
@@ -108,6 +110,7 @@ def train_batches(
         length that the dataset's manifest tells. A function makes arrays by name, all of equal
         shapes, of the caption that is drawn; it must be picklable if `config.workers` > 0, and a
         ValueError of it says that the record is broken.
+      record_offset: moves all batches along the stream, see `work_folder.record_plan`.
       batch_size: over all processes, which get b = batch_size / process_count consecutive rows
         each. Before broken records are replaced, every record is seen exactly once per epoch.
 
@@ -118,7 +121,7 @@ def train_batches(
     captions is a broken one.
     """
     share = batch_size // process_count
-    first = process_index * share
+    first = record_offset + process_index * share
     batches = _TrainBatches(source, config, condition, batch_size, seed, first, share)
     iterator = (
         grain.MapDataset.source(batches)[start:]
@@ -129,8 +132,15 @@ def train_batches(
         # grain reads absl flags, which are unparsed unless absl.app.run started the program.
         flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=config.workers)
-        iterator = iterator.mp_prefetch(options)
+        iterator = iterator.mp_prefetch(options, worker_init_fn=_ignore_signals)
     return iter(iterator)
+
+
+def _ignore_signals(worker: int, workers: int) -> None:
+    """Leaves SIGINT and SIGTERM, which terminals and schedulers send to all processes of a command,
+    to the one that the batches are for: it may need some more of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def eval_batches(

@@ -12,15 +12,18 @@ from llamagen_jax import flops, sharding
 from llamagen_jax.checkpoint import Checkpointer
 from llamagen_jax.data.pipeline import eval_batches, train_batches
 from llamagen_jax.data.sources import Source
+from llamagen_jax.files import told_full_disk
+from llamagen_jax.interruption import Interrupted
+from llamagen_jax.training import work_folder
 from llamagen_jax.training.config import TrainConfig
 from llamagen_jax.training.metrics_log import MetricsLog
 from llamagen_jax.training.optimizer import TrainState
 from llamagen_jax.training.progress import Progress
+from llamagen_jax.training.stop_request import StopRequest
 from llamagen_jax.training.task import OpenTask
-from llamagen_jax.training.work_folder import open_work_folder
 
 
-def train(task: OpenTask, workdir: Path) -> TrainState:
+def train(task: OpenTask, workdir: Path, *, change_plan: bool = False) -> TrainState:
     """Trains to `task.config.steps`, from the newest checkpoint in `workdir` where there is one.
 
     A run that was killed and started again ends with the same bits as one that was not: a
@@ -29,24 +32,37 @@ def train(task: OpenTask, workdir: Path) -> TrainState:
     Args:
       task: of `tasks.open_task`.
       workdir: gets config.json, checkpoints/, metrics.jsonl, events/ and samples/.
+      change_plan: go on also where results jump, see `work_folder.check_plan`.
 
     Returns:
       The final state.
 
     Raises:
-      InputError: the task does not fit the devices or what is in `workdir`, no batch can be read,
-        or the loss stops being finite (the last checkpoint from before that is kept).
+      InputError: the task does not fit the devices or what is in `workdir`, another run is at work
+        there, its disk is full, no batch can be read, or the loss stops being finite (the last
+        checkpoint from before that is kept).
+      Interrupted: a signal came, and the checkpoint of the step after which it did is saved.
     """
     config = task.config
-    open_work_folder(workdir, task)
     peak = flops.peak(task.compute_dtype)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(told_full_disk(workdir))
+        stack.enter_context(work_folder.locked(workdir))
         stack.enter_context(jax.set_mesh(task.mesh))
         checkpoints = stack.enter_context(contextlib.closing(Checkpointer(workdir)))
+        work_folder.check_plan(workdir, task, checkpoints.latest_step, change_plan)
         state = _first_state(task, checkpoints)
         start = int(state.step)
+        steps = range(start + 1, config.steps + 1)
+        checkpoints.check_space(state, sum(_due(config, s, config.checkpoint_every) for s in steps))
+        record_offset = work_folder.record_plan(workdir, task, start)
         batches = train_batches(
-            task.source, config.data, seed=config.seed, start=start, **_share(task)
+            task.source,
+            config.data,
+            seed=config.seed,
+            start=start,
+            record_offset=record_offset,
+            **_share(task),
         )
         stack.enter_context(contextlib.closing(batches))
         log = stack.enter_context(contextlib.closing(MetricsLog(workdir, start)))
@@ -56,23 +72,27 @@ def train(task: OpenTask, workdir: Path) -> TrainState:
         step_flops = task.step_flops(train_step.trace(state, task.batch_shapes(task.mesh)))
         progress = Progress(task, checkpoints, start, step_flops, peak)
         stack.enter_context(contextlib.closing(progress))
+        stop_request = stack.enter_context(StopRequest(task.mesh))
 
-        for step in range(start + 1, config.steps + 1):
+        for step in steps:
             batch = next(batches)
             skipped = int(batch.pop("skipped").sum())
             batch = task.put(batch)
             state, metrics = train_step(state, batch)
             progress.add(step, metrics, skipped)
-            if _due(config, step, config.log_every):
+            stop = stop_request.after_step()
+            if stop or _due(config, step, config.log_every):
                 log.scalars(step, "train", progress.since_last_log())
             if task.held_out is not None and _due(config, step, config.eval_every):
                 log.scalars(step, "eval", _evaluate(task, task.held_out, eval_step, state))
             if task.preview and _due(config, step, config.sample_every):
                 shown = batch if task.held_out is None else _first_batch(task, task.held_out)
                 log.pictures(step, task.preview(state.eval_params, shown))
-            if _due(config, step, config.checkpoint_every):
+            if stop or _due(config, step, config.checkpoint_every):
                 progress.check_finite()
                 checkpoints.save(state)
+            if stop:
+                raise Interrupted(stop, f"{workdir} keeps step {step}")
         return state
 
 

@@ -140,6 +140,12 @@ def test_image_batches():
     assert not batch["skipped"].any()
 
 
+def test_records_go_on_with_another_batch_size():
+    small = take(DIGITS, 6, batch_size=2, seed=0)
+    large = take(DIGITS, 2, batch_size=4, seed=0, start=2, record_offset=2 * 2 - 2 * 4)
+    assert labels(large) == labels(small)[4:12]
+
+
 def test_codes_batches_draw_every_crop(tmp_path):
     config = codes_config(tmp_path / "codes", 4)
     batches = take(config, 8, batch_size=4, seed=0)
