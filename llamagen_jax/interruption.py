@@ -97,3 +97,12 @@ def deferred() -> Iterator[Callable[[], signal.Signals | None]]:
         handler.deferred = False
     if handler.received:
         raise Interrupted(handler.received)
+
+
+@contextlib.contextmanager
+def told_kept(kept: str) -> Iterator[None]:
+    """Lets an `Interrupted` that passes say what the command goes on from."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.signal, kept) from interrupted

@@ -20,6 +20,7 @@ from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator, Samples
 from llamagen_jax.images import captioned_grid, grid, save_png
+from llamagen_jax.interruption import told_kept
 from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.sample_parts import SampleParts, write_npz
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -126,8 +127,9 @@ def _kept(
     parts = SampleParts(Path(args.output), {**shown, **what, **hashes})
     if parts.done:
         print(f"going on with image {parts.done} of {len(subjects) * args.count}")
-    for part in _draw(args, generator, subjects, settings, parts.done):
-        parts.add(part)
+    with told_kept(f"{parts.folder} keeps the images so far"):
+        for part in _draw(args, generator, subjects, settings, parts.done):
+            parts.add(part)
     return parts
 
 

@@ -18,6 +18,7 @@ class SampleParts:
     """The batches that were drawn so far, in the folder OUTPUT.parts, one file each.
 
     Attributes:
+      folder: OUTPUT.parts.
       done: how many images they hold; drawing goes on with the image of that number.
     """
 
@@ -31,8 +32,8 @@ class SampleParts:
         Raises:
           InputError: the folder was begun with other values (the message names one), or is damaged.
         """
-        self._folder = output.with_name(output.name + ".parts")
-        note = self._folder / "begun_with.json"
+        self.folder = output.with_name(output.name + ".parts")
+        note = self.folder / "begun_with.json"
         if note.exists():
             self._check(note, begun_with)
         else:
@@ -58,20 +59,20 @@ class SampleParts:
 
     def remove(self) -> None:
         """Removes the folder."""
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
     def _path(self, first: int) -> Path:
-        return self._folder / f"{first:08d}.npz"
+        return self.folder / f"{first:08d}.npz"
 
     def _check(self, note: Path, begun_with: Mapping[str, Any]) -> None:
         try:
             before = json.loads(note.read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"{note} is damaged: remove {self._folder}") from error
+            raise InputError(f"{note} is damaged: remove {self.folder}") from error
         for name, value in json.loads(json.dumps(begun_with)).items():
             if before.get(name) != value:
                 raise InputError(
-                    f"{self._folder} holds images of another command, with {name} "
+                    f"{self.folder} holds images of another command, with {name} "
                     f"{_short(before.get(name))} instead of {_short(value)}: go on with that "
                     "command, or remove the folder"
                 )

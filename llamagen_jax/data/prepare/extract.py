@@ -31,7 +31,7 @@ from llamagen_jax.data.records import Manifest, Shard, write_shard
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged, staged_apart, told_full_disk
-from llamagen_jax.interruption import Interrupted
+from llamagen_jax.interruption import told_kept
 
 # While one batch is on the device, the next one is on its way.
 _BATCHES_AT_ONCE = 2
@@ -191,12 +191,10 @@ def _check_sharing(
 def _told_errors(partial: Path) -> Iterator[None]:
     """Tells of what stops the work that `partial` keeps."""
     try:
-        with told_full_disk(partial):
+        with told_full_disk(partial), told_kept(f"{partial} keeps the finished shards"):
             yield
     except OSError as error:
         raise InputError(f"cannot write {partial}: {error.strerror or error}") from error
-    except Interrupted as interrupted:
-        raise Interrupted(interrupted.signal, f"{partial} keeps the finished shards") from None
 
 
 def _shard_writer(partial: Path, make: Callable[[], Extraction]) -> Callable[[int], None]:
