@@ -27,6 +27,8 @@ _SHARED = {
         "workers": 0,
         "caption_weights": (),
         "skip_small": False,
+        "background": "white",
+        "exif_orientation": False,
     },
     "optimizer": {
         "learning_rate": 1e-4,

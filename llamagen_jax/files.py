@@ -42,6 +42,15 @@ def local_path(text: str | os.PathLike) -> Path:
 LocalPath = NewType("LocalPath", str)
 
 
+# What file systems and archivers add to folders, in lower case.
+_SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is a system's own, such as .DS_Store or __MACOSX."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
 @contextlib.contextmanager
 def staged(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields PATH.partial to write a file or a folder to; it takes its name on success.

@@ -94,7 +94,7 @@ class ImageGenerator:
             raise InputError(f"{name} is a {kinds.describe(model.config)}; expected a transformer")
         opened = open_tokenizer(tokenizer)
         _check_fit(name, model.config, tokenizer, opened)
-        class_names = tuple(recorded(name).get("class_names", ()))
+        class_names = tuple(export.recorded(name).get("class_names", ()))
         unnamed = not class_names and model.config.num_classes == 1000
         if unnamed or class_names == imagenet_ids():
             class_names = imagenet_names()
@@ -160,11 +160,6 @@ class ImageGenerator:
                 self.model, self.params, self.tokenizer, settings=settings, size=size, **batch
             )
             yield Samples(*(rows[: len(numbers) - begin] for rows in samples))
-
-
-def recorded(name: str) -> dict[str, Any]:
-    """What a generator's folder says beside its sizes, such as its tokenizer; {} for a file."""
-    return export.read_config(name) if (Path(name) / "config.json").exists() else {}
 
 
 def _check_fit(

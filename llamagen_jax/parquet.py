@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.files import is_hidden
 
 
 def import_extra(module: str) -> Any:
@@ -18,7 +19,9 @@ def import_extra(module: str) -> Any:
 def parquet_files(path: str) -> list[Path]:
     """The file, or the parquet files of the folder; raises InputError where there are none."""
     folder = Path(path)
-    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
+    files = [folder]
+    if folder.is_dir():
+        files = sorted(p for p in folder.glob("*.parquet") if not is_hidden(p.name))
     if not files or not all(file.is_file() for file in files):
         raise InputError(f"there is no parquet file at {path}: check the path")
     return files

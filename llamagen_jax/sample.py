@@ -15,7 +15,7 @@ import numpy as np
 from flax.serialization import to_state_dict
 from tqdm import tqdm
 
-from llamagen_jax import commands, generation, zoo
+from llamagen_jax import commands, zoo
 from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator, Samples
@@ -25,6 +25,7 @@ from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.sample_parts import SampleParts, write_npz
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts, read_prompts
+from llamagen_jax.weights import export
 from llamagen_jax.weights.integrity import weights_hash
 from llamagen_jax.weights.kinds import describe
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     """Loads, samples and writes; InputError says in one line what is wrong with `args`."""
     with naming("--generator"):
         zoo.check_known(args.generator)
-    recorded = generation.recorded(args.generator)
+    recorded = export.recorded(args.generator)
     tokenizer = args.tokenizer or recorded.get("tokenizer")
     text_encoder = args.text_encoder or recorded.get("text_encoder")
     if not tokenizer:

@@ -50,6 +50,7 @@ class DataConfig:
         draws one of those that a record has, such as 70 % long and 30 % short ones by
         (("long", 0.7), ("short", 0.3)); evaluation takes the one of the largest weight.
       skip_small: leave out images with a side under `image_size` instead of enlarging them.
+      background, exif_orientation: of `transforms.decode`.
     """
 
     source: str
@@ -62,9 +63,12 @@ class DataConfig:
     workers: int
     caption_weights: tuple
     skip_small: bool
+    background: str
+    exif_orientation: bool
 
     def __post_init__(self):
         check_finite(self)
+        transforms.check_background(self.background)
         if self.source not in SOURCES:
             raise InputError(
                 f"there is no data source '{self.source}': {nearest(self.source, SOURCES)}"
@@ -235,7 +239,12 @@ def _eval_example(config: DataConfig, record: dict) -> dict:
 
 
 def _decode(config: DataConfig, record: dict, fast_side: int = 0) -> Image.Image:
-    image = transforms.decode(record["image"], fast_side)
+    image = transforms.decode(
+        record["image"],
+        fast_side,
+        background=config.background,
+        exif_orientation=config.exif_orientation,
+    )
     if config.skip_small:
         transforms.refuse_small(image, config.image_size)
     return image

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from absl import logging
 
+from llamagen_jax.data import image_files
 from llamagen_jax.data.package_sources import DigitsSource, PhotosSource, TfdsSource
 from llamagen_jax.data.records import Manifest, from_bytes, open_shards
 from llamagen_jax.data.tar_shards import TarShardsSource
 from llamagen_jax.errors import InputError, nearest
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+from llamagen_jax.files import is_hidden
 
 
 class Source(Protocol):
@@ -52,9 +53,18 @@ class Source(Protocol):
 
 
 class ImageFolderSource:
-    """`FOLDER/CLASS NAME/*.{jpg,jpeg,png,webp}`; labels number the sorted class names.
+    """Images in a folder per class, or in one folder with or without captions.
 
+    `FOLDER/CLASS NAME/.../IMAGE`: labels number the sorted names of the folders that hold images.
     Records are {"image": encoded bytes, "label": int}.
+
+    `FOLDER/IMAGE`: there are no classes. Captions are those of FOLDER/metadata.jsonl or
+    metadata.csv, see `image_files.read_captions`, which may name images in sub-folders too, or else
+    of IMAGE.txt, called "txt". Records are {"image": encoded bytes} with "captions" where there are
+    any at all.
+
+    Sub-folders and links are followed, every format that Pillow reads is taken, hidden files are
+    not. What else is left out is counted in a warning, such as images beside folders of classes.
     """
 
     manifest = None
@@ -64,25 +74,79 @@ class ImageFolderSource:
         self._folder = Path(folder)
         if not self._folder.is_dir():
             raise InputError(f"there is no image folder '{folder}': check the path")
-        self.class_names = tuple(sorted(p.name for p in self._folder.iterdir() if p.is_dir()))
-        self._files = [
-            (str(path), label)
-            for label, name in enumerate(self.class_names)
-            for path in sorted((self._folder / name).iterdir())
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
+        self.class_names: tuple[str, ...] = ()
+        self._captions: dict[str, dict[str, str]] = {}
+        files = list(image_files.walk(self._folder))
+        if described := image_files.read_captions(self._folder):
+            self._open_described(files, *described)
+        elif any(path.parent != self._folder and _is_image(path) for path in files):
+            self._open_classes(files)
+        else:
+            self._open_flat(files)
         if not self._files:
             raise InputError(
-                f"'{folder}' has no images: give a folder with one subfolder per class that "
-                f"holds {', '.join(sorted(IMAGE_SUFFIXES))} files"
+                f"'{folder}' has no images: give a folder of them, or of a subfolder per class"
             )
+
+    def _open_classes(self, files: list[Path]) -> None:
+        beside = [path for path in files if path.parent == self._folder]
+        if images := list(filter(_is_image, beside)):
+            logging.warning(
+                "left out of '%s' %d images beside the folders of classes",
+                self._folder,
+                len(images),
+            )
+        inside = [path for path in files if path.parent != self._folder]
+        paths = image_files.images_of(inside, self._folder)
+        names = [path.relative_to(self._folder).parts[0] for path in paths]
+        self.class_names = tuple(sorted(set(names)))
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        self._files = sorted(zip(map(str, paths), map(labels.get, names), strict=True), key=_label)
+        empty = sorted(
+            path.name
+            for path in self._folder.iterdir()
+            if path.is_dir() and not is_hidden(path.name) and path.name not in labels
+        )
+        if empty:
+            logging.warning("no classes, as they hold no images: %s", ", ".join(empty))
+
+    def _open_flat(self, files: list[Path]) -> None:
+        images = {path for path in files if _is_image(path)}
+        texts = {path for path in files if path.suffix == ".txt" and _image_of(path, images)}
+        paths = image_files.images_of((p for p in files if p not in texts), self._folder)
+        self._files = [(str(path), None) for path in paths]
+        for path in texts:
+            image = _image_of(path, images)
+            self._captions[str(image)] = {"txt": path.read_text(errors="surrogateescape")}
+
+    def _open_described(
+        self, files: list[Path], captions: dict[str, dict[str, str]], name: str
+    ) -> None:
+        described = {str(self._folder / path): texts for path, texts in captions.items()}
+        files = [path for path in files if path != self._folder / name]
+        images = list(map(str, image_files.images_of(files, self._folder)))
+        self._files = [(path, None) for path in images if path in described]
+        self._captions = {path: described[path] for path, _ in self._files}
+        for count, what in (
+            (len(images) - len(self._files), f"images that {name} does not name"),
+            (len(described) - len(self._files), f"rows of {name} without their image"),
+        ):
+            if count:
+                logging.warning("left out of '%s' %d %s", self._folder, count, what)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict:
         path, label = self._files[index]
-        return {"image": Path(path).read_bytes(), "label": label}
+        record: dict = {"image": Path(path).read_bytes()}
+        if label is not None:
+            record["label"] = label
+        if self._captions:
+            captions = self._captions.get(path, {})
+            "".join(captions.values()).encode()  # raises for text that is no UTF-8
+            record["captions"] = captions
+        return record
 
     def name(self, index: int) -> str:
         return f"'{self._files[index][0]}'"
@@ -92,6 +156,20 @@ class ImageFolderSource:
             f"ImageFolderSource('{self._folder}', {len(self)} records, "
             f"{len(self.class_names)} classes)"
         )
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in image_files.image_suffixes()
+
+
+def _image_of(text: Path, images: set[Path]) -> Path | None:
+    """The image that a text file is called like."""
+    suffixes = sorted({path.suffix for path in images})
+    return next((p for s in suffixes if (p := text.with_suffix(s)) in images), None)
+
+
+def _label(file: tuple[str, int | None]) -> int:
+    return file[1] or 0
 
 
 class ArrayRecordSource:

@@ -4,19 +4,39 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, ImageColor, ImageOps
+
+from llamagen_jax.errors import InputError
 
 # Kinds of `code_crops`, and how many crops each takes of an image.
 CODE_CROPS = {"center": 1, "center-flip": 2, "ten-crop": 10}
 
 
-def decode(image: bytes | np.ndarray, fast_side: int = 0) -> Image.Image:
-    """An RGB image from encoded bytes or from a uint8 array [H, W, 3].
+# Modes that are RGB once converted, as they are or with a palette.
+_CONVERTED = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
+_WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
+# Sides of what is enlarged whole before it is cropped, in sides of the crop.
+_MOST_ENLARGED = 16
 
-    The whole image is decoded here, so that a damaged file raises here (OSError mostly).
+
+def decode(
+    image: bytes | np.ndarray,
+    fast_side: int = 0,
+    *,
+    background: str = "white",
+    exif_orientation: bool = False,
+) -> Image.Image:
+    """An RGB image of 8 bits from encoded bytes or from a uint8 array [H, W, 3].
+
+    The whole image is decoded here, so that a damaged file raises here (OSError mostly), as does
+    one whose values have no known range (ValueError). Of an animation it is the first picture.
 
     Args:
       image: the bytes or pixels.
+      background: what lies behind transparent pixels, a colour that Pillow knows; "" shows what
+        colour they have themselves, as the original does.
+      exif_orientation: turn it as its EXIF data say. The original does not, nor do ImageNet's
+        evaluators.
       fast_side: above 0, a JPEG may come out at a half, a quarter or an eighth of its size, as long
         as its smaller side keeps this many pixels. That takes less than half of the time; crops
         differ by about one grey level from those of the whole image.
@@ -27,8 +47,44 @@ def decode(image: bytes | np.ndarray, fast_side: int = 0) -> Image.Image:
     if fast_side:
         decoded.draft("RGB", (fast_side, fast_side))
     decoded.load()
-    # Converting copies the pixels even where nothing is to convert.
-    return decoded if decoded.mode == "RGB" else decoded.convert("RGB")
+    if exif_orientation:
+        decoded = ImageOps.exif_transpose(decoded)
+    return _to_rgb(decoded, background)
+
+
+def _to_rgb(image: Image.Image, background: str) -> Image.Image:
+    if background and (image.mode in _WITH_ALPHA or "transparency" in image.info):
+        ground = Image.new("RGBA", image.size, background)
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    if image.mode == "RGB":
+        # Converting copies the pixels even where nothing is to convert.
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # Pillow would clip 16 bits at 255.
+        pixels = np.asarray(image, np.float64)
+        return Image.fromarray(np.rint(pixels / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "LAB":
+        to_rgb = ImageCms.buildTransform(
+            ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
+        )
+        converted = ImageCms.applyTransform(image, to_rgb)
+        assert converted
+        return converted
+    if image.mode in _CONVERTED | _WITH_ALPHA:
+        return image.convert("RGB")
+    raise ValueError(f"pixels of mode {image.mode} have no known range")
+
+
+def check_background(background: str) -> None:
+    """Raises InputError for what is no colour of `decode`'s background."""
+    try:
+        if background:
+            ImageColor.getrgb(background)
+    except ValueError as error:
+        raise InputError(
+            f"background={background} is no colour: give one such as white or #ff8000, or nothing "
+            "for the transparent pixels' own"
+        ) from error
 
 
 def refuse_small(image: Image.Image, size: int) -> None:
@@ -43,9 +99,8 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     This is the crop of ADM (guided-diffusion), with which LlamaGen prepares images for
     evaluation and for code extraction.
     """
-    pixels = _resize_smaller_side(image, size)
-    height, width, _ = pixels.shape
-    return _crop(pixels, (height - size) // 2, (width - size) // 2, size)
+    image, (width, height) = _smaller_side(image, size)
+    return _cut(image, (width, height), (height - size) // 2, (width - size) // 2, size)
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -55,11 +110,10 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.n
     random crop of ADM, with which LlamaGen trains its tokenizer.
     """
     smaller_side = int(rng.integers(size, random_crop_side(size), endpoint=True))
-    pixels = _resize_smaller_side(image, smaller_side)
-    height, width, _ = pixels.shape
-    top = rng.integers(height - size, endpoint=True)
-    left = rng.integers(width - size, endpoint=True)
-    return _crop(pixels, top, left, size)
+    image, (width, height) = _smaller_side(image, smaller_side)
+    top = int(rng.integers(height - size, endpoint=True))
+    left = int(rng.integers(width - size, endpoint=True))
+    return _cut(image, (width, height), top, left, size)
 
 
 def random_crop_side(size: int) -> int:
@@ -98,14 +152,26 @@ def code_crops(
     return np.stack([_crop(side, *place, size) for side in (pixels, mirrored) for place in places])
 
 
-def _resize_smaller_side(image: Image.Image, size: int) -> np.ndarray:
+def _smaller_side(image: Image.Image, size: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The image, and the width and height to resize it to so that its smaller side is `size`."""
     # Box halving first keeps bicubic, at less than a factor of two, free of aliasing; the
     # results match the original only with both steps.
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    shape = round(image.width * scale), round(image.height * scale)
-    return np.asarray(image.resize(shape, Image.Resampling.BICUBIC))
+    return image, (round(image.width * scale), round(image.height * scale))
+
+
+def _cut(
+    image: Image.Image, resized: tuple[int, int], top: int, left: int, size: int
+) -> np.ndarray:
+    """A square of the image once it is resized to a width and height: uint8 [size, size, 3]."""
+    if max(resized) <= _MOST_ENLARGED * size:
+        return _crop(np.asarray(image.resize(resized, Image.Resampling.BICUBIC)), top, left, size)
+    # A strip one pixel wide would take gigabytes; only what is seen of it is enlarged.
+    x, y = image.width / resized[0], image.height / resized[1]
+    box = left * x, top * y, (left + size) * x, (top + size) * y
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
 
 
 def _crop(pixels: np.ndarray, top: int, left: int, size: int) -> np.ndarray:

@@ -1,12 +1,17 @@
 """Whether a generator's data fit its model and encoders: told before the first step."""
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from llamagen_jax.data.records import Manifest, TextEncoderId, TokenizerId
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
 from llamagen_jax.training.config import GeneratorTraining
+from llamagen_jax.weights import export
 from llamagen_jax.weights.integrity import weights_hash
 
 
@@ -15,13 +20,48 @@ def holds_codes(source: Source) -> bool:
     return source.manifest is not None and source.manifest.tokenizer is not None
 
 
-def check_classes(config: GeneratorTraining, source: Source) -> None:
-    """Raises InputError when the data have more classes than the model."""
-    classes, most = len(source.class_names), config.model.num_classes
-    if config.model.condition == "class" and classes > most:
+def check_classes(config: GeneratorTraining, source: Source, held_out: Source | None) -> None:
+    """Checks that a label means the same class in the data, the held-out data and `init_from`.
+
+    Data without names of classes are only told by their labels, see `check_labels`.
+
+    Raises:
+      InputError: the names of the classes differ, or there are more than the model has.
+    """
+    if config.model.condition != "class":
+        return
+    names, most = source.class_names, config.model.num_classes
+    train = f"config.data.train={config.data.train}"
+    if len(names) > most:
         raise InputError(
-            f"{config.data.train} has {classes} classes but config.model.num_classes={most}; "
-            "raise it"
+            f"{train} has {len(names)} classes but config.model.num_classes={most}; raise it"
+        )
+    if held_out is not None:
+        what = f"config.data.eval={config.data.eval}"
+        _check_names(what, held_out.class_names, train, names)
+    if config.init_from:
+        before = tuple(export.recorded(config.init_from).get("class_names", ()))
+        _check_names(f"config.init_from={config.init_from}", before, train, names)
+
+
+def _check_names(what: str, found: tuple[str, ...], train: str, wanted: tuple[str, ...]) -> None:
+    if not found or not wanted or found == wanted:
+        return
+    pairs = itertools.zip_longest(found, wanted, fillvalue="none")
+    label, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise InputError(
+        f"label {label} is the class {a!r} in {what} but {b!r} in {train}; give both the same "
+        "classes"
+    )
+
+
+def check_labels(config: GeneratorTraining, batch: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError when a label of a batch is none of the model's classes."""
+    wrong = [label for label in batch["label"] if not 0 <= label < config.model.num_classes]
+    if wrong:
+        raise InputError(
+            f"the data have the label {wrong[0]} but config.model.num_classes="
+            f"{config.model.num_classes}; raise it, or check config.data.train and config.data.eval"
         )
 
 
@@ -52,7 +92,6 @@ def check_codes(
             f"{name} holds codes below {made_by.codebook_size} but config.model.vocab_size="
             f"{model.vocab_size}; raise it"
         )
-    check_classes(config, source)
     if model.condition == "text":
         _check_features(config, manifest.text_encoder)
     if held_out:

@@ -64,6 +64,8 @@ class OpenTask(Task):
       held_out: the data to evaluate on, None for none.
       condition: what stands beside images or codes in the data's batches, see
         `data.pipeline.train_batches`.
+      check: raises InputError for a batch of the data, on the host, that the model cannot learn
+        from; None where there is nothing to check.
       encode: a batch of the data, on the devices -> the batch that steps take; None where they are
         the same.
       load: puts weights that come from files into a state fresh from `init`; None without any.
@@ -77,6 +79,7 @@ class OpenTask(Task):
     source: Source
     held_out: Source | None
     condition: Condition
+    check: Callable[[dict], None] | None = None
     encode: Callable[[dict], dict] | None = None
     load: Callable[[Any], Any] | None = None
     preview: Callable[[Any, dict], np.ndarray] | None = None
@@ -84,5 +87,7 @@ class OpenTask(Task):
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's share of a batch of the data, on the devices as steps take it."""
+        if self.check:
+            self.check(batch)
         placed = sharding.put_batch(batch, self.mesh)
         return self.encode(placed) if self.encode else placed

@@ -76,13 +76,14 @@ def _open_generator(config: GeneratorTraining, mesh: Mesh) -> OpenTask:
     with naming("config.tokenizer"):
         tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
     source, held_out = _open_data(config.data)
+    data_checks.check_classes(config, source, held_out)
     if data_checks.holds_codes(source):
         held_out_manifest = None if held_out is None else held_out.manifest
         data_checks.check_codes(config, source, held_out_manifest, tokenizer and tokenizer.params)
         condition, encode = "stored", None
     else:
-        data_checks.check_classes(config, source)
         condition, encode = online.open_encoders(config, tokenizer, mesh)
+    by_class = config.model.condition == "class"
     init_params = generator.load_init(config)
     return OpenTask(
         **vars(generator.make_task(config)),
@@ -93,6 +94,7 @@ def _open_generator(config: GeneratorTraining, mesh: Mesh) -> OpenTask:
         encode=encode,
         load=functools.partial(with_params, params=init_params) if init_params else None,
         preview=functools.partial(previews.samples, config, tokenizer) if tokenizer else None,
+        check=functools.partial(data_checks.check_labels, config) if by_class else None,
         # Codes and features tell which encoders they are of; images are encoded by those named.
         may_change=() if encode else ("tokenizer", "text_encoder"),
     )

@@ -72,6 +72,11 @@ def read(folder: str | os.PathLike) -> tuple[str, dict, dict, dict]:
     return name, config, metadata, unflatten_dict(params, sep="/")
 
 
+def recorded(name: str) -> dict[str, Any]:
+    """What a generator's folder says beside its sizes, such as its tokenizer; {} for a file."""
+    return read_config(name) if (Path(name) / "config.json").exists() else {}
+
+
 def read_config(folder: str | os.PathLike) -> dict:
     """The JSON object in `folder`/config.json; InputError when it is missing or broken."""
     path = Path(folder) / "config.json"

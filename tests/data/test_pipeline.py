@@ -29,6 +29,8 @@ DIGITS = DataConfig(
     workers=0,
     caption_weights=(),
     skip_small=False,
+    background="white",
+    exif_orientation=False,
 )
 
 

@@ -1,6 +1,7 @@
 """Every source gives its records by index, from any process, and names what is wrong."""
 
 import io
+import json
 import pickle
 import sys
 
@@ -107,6 +108,78 @@ def test_image_folder(image_folder):
         {"image": b"z1", "label": 2},
     ]
     assert source.name(3) == f"'{image_folder}/zebra/1.png'"
+
+
+def put(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+
+
+def test_image_folders_as_they_lie_on_disks(tmp_path, caplog):
+    put(tmp_path / "d", "cat/1.jpg", "cat/._1.jpg", "cat/Thumbs.db", "dog/images/b.TIFF")
+    put(tmp_path / "d", "dog/images-2/a.gif", "dog/images/deep/c.bmp", ".ipynb_checkpoints/x.jpg")
+    put(tmp_path / "d", "__MACOSX/cat/1.jpg", "dog/notes.txt", "empty/a.csv", "top.png")
+    put(tmp_path / "elsewhere", "2.webp")
+    (tmp_path / "d/cat/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "d")
+    (tmp_path / "d/dog/loop").symlink_to(tmp_path / "d/dog")
+    (tmp_path / "d/cat/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    source = ImageFolderSource(tmp_path / "d")
+    assert source.class_names == ("cat", "dog")
+    found = [
+        (record["image"].decode(), record["label"]) for record in map(source.__getitem__, (0,))
+    ]
+    assert found == [("cat/1.jpg", 0)]
+    names = [source.name(i).removeprefix(f"'{tmp_path}/d/").rstrip("'") for i in range(len(source))]
+    assert names == [
+        "cat/1.jpg",
+        "cat/gone.jpg",
+        "cat/link/2.webp",
+        # As torchvision sorts them.
+        "dog/images/b.TIFF",
+        "dog/images-2/a.gif",
+        "dog/images/deep/c.bmp",
+    ]
+    assert "left out of" in caplog.text
+    assert "1 .csv, 1 .txt" in caplog.text
+    assert "1 images beside the folders of classes" in caplog.text
+    assert "no classes, as they hold no images: empty" in caplog.text
+    assert "a link to a folder that it is in" in caplog.text
+
+
+def test_folders_without_classes(tmp_path, caplog):
+    put(tmp_path / "flat", "b.jpg", "a.png")
+    source = ImageFolderSource(tmp_path / "flat")
+    assert (source.class_names, list(source)) == ((), [{"image": b"a.png"}, {"image": b"b.jpg"}])
+    put(tmp_path / "flat", "b.txt", "c.txt")
+    source = ImageFolderSource(tmp_path / "flat")
+    assert list(source) == [
+        {"image": b"a.png", "captions": {}},
+        {"image": b"b.jpg", "captions": {"txt": "b.txt"}},
+    ]
+    assert "1 .txt" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_captions_of_a_metadata_file(tmp_path, caplog, kind):
+    put(tmp_path, "b.jpg", "in/a.png", "c.png")
+    rows = [("in/a.png", "a cat, é"), ("./b.jpg", ""), ("gone.png", "a dog")]
+    if kind == "csv":
+        lines = ["file_name,text", *(f'{name},"{text}"' for name, text in rows)]
+    else:
+        lines = [json.dumps({"file_name": name, "text": text, "n": 1}) for name, text in rows]
+    (tmp_path / f"metadata.{kind}").write_text("\n".join(lines))
+    assert list(ImageFolderSource(tmp_path)) == [
+        {"image": b"b.jpg", "captions": {}},
+        {"image": b"in/a.png", "captions": {"text": "a cat, é"}},
+    ]
+    assert f"1 images that metadata.{kind} does not name" in caplog.text
+    assert f"1 rows of metadata.{kind} without their image" in caplog.text
+    (tmp_path / f"metadata.{kind}").write_text("x")
+    if kind == "jsonl":
+        with pytest.raises(InputError, match=r"metadata\.jsonl' is damaged"):
+            ImageFolderSource(tmp_path)
 
 
 def test_image_folder_missing_or_without_images(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llamagen_jax.data import tar_shards
 from llamagen_jax.data.prepare import __main__ as prepare
 from llamagen_jax.data.sources import ArrayRecordSource, open_source
 from llamagen_jax.data.tar_shards import TarShardsSource
@@ -105,9 +106,77 @@ def test_members_may_be_of_other_kinds_and_orders(tmp_path):
     write_tar(tmp_path / "0.tar", [*folders, *others, ("b/y.jpeg", b"5")])
     assert list(TarShardsSource(tmp_path)) == [
         {"image": b"1", "captions": {"txt": "one"}},
-        {"image": b"2", "captions": {"txt": "two"}},
+        {"image": b"2", "captions": {"txt": "two"}, "label": 4},
         {"image": b"5", "captions": {"short": "three"}},
     ]
+
+
+def test_names_with_dots_lists_of_captions_and_what_systems_add(tmp_path, caplog):
+    members = [
+        ("./photo 2.5.jpg", b"1"),
+        ("./photo 2.5.txt", b"one"),
+        ("./photo 2.jpg", b"2"),
+        ("./photo 2.json", b'{"captions": ["a", "", "c"], "short": "d"}'),
+        ("./photo 2.mask.png", b"3"),
+        ("__MACOSX/._photo 2.jpg", b"4"),
+        ("./._photo 2.jpg", b"5"),
+        (f"{'long ' * 40}.TIFF", b"6"),
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    (tmp_path / "._0.tar").write_bytes(b"\0")
+    assert list(TarShardsSource(tmp_path)) == [
+        {"image": b"1", "captions": {"txt": "one"}},
+        {"image": b"2", "captions": {"captions_0": "a", "captions_2": "c", "short": "d"}},
+        {"image": b"6", "captions": {}},
+    ]
+    assert "left out 1 further images of samples" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["appended", "concatenated", "blocked"])
+def test_archives_put_together_are_read_whole(tmp_path, how):
+    path = tmp_path / "0.tar"
+    write_tar(path, sample(0))
+    if how == "appended":
+        write_tar(path, sample(1), mode="a")
+    else:
+        write_tar(tmp_path / "other", sample(1))
+        zeros = bytes(tarfile.RECORDSIZE) if how == "blocked" else b""
+        path.write_bytes(path.read_bytes() + zeros + (tmp_path / "other").read_bytes())
+    assert [record["image"] for record in TarShardsSource(tmp_path)] == [jpeg(0), jpeg(1)]
+
+
+def test_links_are_followed_inside_a_shard(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = 1
+        shard.addfile(info, io.BytesIO(b"1"))
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+        shard.addfile(link)
+    assert [record["image"] for record in TarShardsSource(tmp_path)] == [b"1", b"1"]
+
+
+def test_a_bit_that_flips_after_indexing_is_noticed(shards, tmp_path):
+    whole = list(TarShardsSource(shards))
+    tar_shards.verify(shards)
+    path = shards / "00000.tar"
+    data, times = path.read_bytes(), path.stat().st_mtime_ns
+    rng, noticed = np.random.default_rng(0), 0
+    for bit in rng.integers(0, 8 * len(data), 60).tolist():
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        os.utime(path, ns=(times, times))
+        source = TarShardsSource(shards)
+        for index in range(3):
+            try:
+                assert source[index] == whole[index]
+            except ValueError as error:
+                assert str(error) == "its bytes have changed since the shard was indexed"
+                noticed += 1
+                with pytest.raises(InputError, match=f"1 samples .* first: sample {index} of"):
+                    tar_shards.verify(shards)
+    assert noticed > 5
 
 
 def test_damaged_samples_raise(tmp_path):

@@ -51,6 +51,70 @@ def test_decode_is_exact_and_always_rgb():
     np.testing.assert_array_equal(grey, np.repeat(image[..., :1], 3, axis=-1))
 
 
+def test_strips_are_cropped_before_they_are_enlarged():
+    """The same pixels as of the whole, enlarged image."""
+    pixels = noise(3, 200)
+    whole = Image.fromarray(pixels).resize((8 * 200 // 3, 8), Image.Resampling.BICUBIC)
+    left = (whole.width - 8) // 2
+    crop = center_crop(decode(pixels), 8)
+    np.testing.assert_allclose(crop, np.asarray(whole)[:, left : left + 8].astype(int), atol=1)
+    # Whole, it would take 98 GB.
+    assert center_crop(decode(noise(1, 500_000)), 256).shape == (256, 256, 3)
+    rng = np.random.default_rng(0)
+    assert random_crop(decode(noise(500_000, 1)), 256, rng).shape == (256, 256, 3)
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_every_mode_becomes_rgb_of_8_bits():
+    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
+    colour = Image.new("RGB", (3, 1), (200, 100, 50))
+    images = {
+        "grey of 16 bits": (saved(deep, "PNG"), [[0] * 3, [100] * 3, [255] * 3]),
+        "one bit": (saved(Image.new("1", (3, 1), 1), "PNG"), [[255] * 3] * 3),
+        "cmyk": (saved(colour.convert("CMYK"), "TIFF"), [[200, 100, 50]] * 3),
+        "lab": (saved(Image.new("LAB", (3, 1), (128, 128, 128)), "TIFF"), [[119] * 3] * 3),
+        "animation": (
+            saved(colour, "GIF", save_all=True, append_images=[Image.new("RGB", (3, 1))]),
+            [[200, 100, 50]] * 3,
+        ),
+    }
+    for name, (data, expected) in images.items():
+        found = np.asarray(decode(data))
+        assert found.dtype == np.uint8
+        np.testing.assert_allclose(found[0].astype(int), expected, atol=2, err_msg=name)
+    with pytest.raises(ValueError, match="pixels of mode F have no known range"):
+        decode(saved(Image.new("F", (3, 1), 0.5), "TIFF"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_lies_behind_transparent_pixels(mode):
+    image = Image.new("RGBA", (2, 1), (10, 10, 10, 255))
+    image.putpixel((0, 0), (10, 10, 10, 0))
+    if mode == "P":
+        palette = Image.new("P", (2, 1), 0)
+        palette.putpalette([10, 10, 10])
+        data = saved(palette, "PNG", transparency=0)
+        assert np.asarray(decode(data)).tolist() == [[[255] * 3] * 2]
+        return
+    data = saved(image.convert(mode), "PNG")
+    for background, expected in {"white": 255, "#000000": 0, "": 10}.items():
+        found = np.asarray(decode(data, background=background))
+        assert found.tolist() == [[[expected] * 3, [10] * 3]]
+
+
+def test_photos_are_turned_where_asked_for():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.new("RGB", (30, 20)), "JPEG", exif=exif)
+    assert decode(data).size == (30, 20)
+    assert decode(data, exif_orientation=True).size == (20, 30)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_decode_raises_on_truncated_files(kind):
     data = encoded(noise(40, 40), kind)

@@ -19,6 +19,7 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.interruption import interruptible
 from llamagen_jax.training import generator, loop
 from llamagen_jax.training.config import from_mapping
+from llamagen_jax.training.data_checks import check_labels
 from llamagen_jax.training.optimizer import with_params
 from llamagen_jax.training.tasks import make_mesh, open_task
 from llamagen_jax.weights import export
@@ -330,6 +331,28 @@ def test_batch_must_divide_over_the_mesh(tmp_path, codes):
 def test_codes_that_do_not_fit_the_model_are_refused(tmp_path, codes, change, message):
     with pytest.raises(InputError, match=message):
         tiny.train(_config("generator", codes, **change), tmp_path / "run")
+
+
+def test_a_label_means_the_same_class_everywhere(tmp_path, codes):
+    names = [str(i) for i in range(10)]
+    other = [*names[:4], "x", *names[5:]]
+    export.write(tmp_path / "other", *tiny.llama(), class_names=other)
+    shutil.copytree(codes, tmp_path / "eval")
+    dataclasses.replace(Manifest.read(codes), class_names=tuple(names[1:])).write(tmp_path / "eval")
+    for change, message in (
+        (
+            {"data__eval": str(tmp_path / "eval")},
+            r"label 0 is the class '1' in .*\.eval=.* but '0'",
+        ),
+        ({"init_from": str(tmp_path / "other")}, r"label 4 is the class 'x' in .*init_from=.* '4'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tiny.train(_config("generator", codes, **change), tmp_path / "run")
+    config = _config("generator", codes)
+    check_labels(config, {"label": np.array([0, 9])})
+    for label in (10, -1):
+        with pytest.raises(InputError, match=f"have the label {label} but .*num_classes=10; raise"):
+            check_labels(config, {"label": np.array([0, label])})
 
 
 def test_codes_of_another_tokenizer_are_refused(tmp_path, codes):

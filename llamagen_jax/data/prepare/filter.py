@@ -55,6 +55,7 @@ class FilterConfig:
     """
 
     min_size: int = _option(256, "pixels that width and height have at least")
+    max_aspect: float = _option(0.0, "longer side in shorter ones, at most; 0 for any")
     min_aesthetic: float = _option(4.75, "lowest aesthetic score")
     max_watermark: float = _option(0.5, "highest probability of a watermark")
     min_similarity: float = _option(0.3, "lowest CLIP similarity of image and text")
@@ -68,6 +69,10 @@ class FilterConfig:
 
     def __post_init__(self):
         check_finite(self)
+        if self.max_aspect and self.max_aspect < 1:
+            raise InputError(f"max_aspect={self.max_aspect} must be at least 1, or 0 for any")
+        if self.max_aspect and not (self.width_column and self.height_column):
+            raise InputError("max_aspect needs the columns of width and height")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,23 +139,24 @@ def _database(duckdb: Any, spill: Path) -> Iterator["duckdb.DuckDBPyConnection"]
 
 def _rules(config: FilterConfig) -> list[_Rule]:
     def rule(name: str, keeps: str, condition: str) -> _Rule:
-        column = getattr(config, f"{name}_column")
-        quoted = _quoted(column)
-        # NaN compares as the largest number in SQL; a row without a value fails every rule.
-        number = f"nullif(TRY_CAST({quoted} AS DOUBLE), 'NaN'::DOUBLE)"
-        return _Rule(name, column, keeps, condition.format(column=quoted, number=number))
+        column = getattr(config, f"{'width' if name == 'aspect' else name}_column")
+        texts = {"column": _quoted(column), "number": _number(column)}
+        return _Rule(name, column, keeps, condition.format(**texts))
 
     address = "CAST({column} AS VARCHAR)"
     url = (
         rf"regexp_matches({address}, '^(?i:https?)://[^/\s]+\.[^/\s]') "
         f"AND NOT contains({address}, ' ')"
     )
+    width, height = _number(config.width_column), _number(config.height_column)
+    aspect = f"greatest({width}, {height}) <= {config.max_aspect} * least({width}, {height})"
     size, aesthetic = config.min_size, config.min_aesthetic
     watermark, similarity = config.max_watermark, config.min_similarity
     rules = [
         rule("url", "http or https, with a host", url),
         rule("width", f"at least {size} px", f"{{number}} >= {size}"),
         rule("height", f"at least {size} px", f"{{number}} >= {size}"),
+        *([rule("aspect", f"at most {config.max_aspect}", aspect)] if config.max_aspect else []),
         rule("aesthetic", f"score at least {aesthetic}", f"{{number}} >= {aesthetic}"),
         rule("watermark", f"probability at most {watermark}", f"{{number}} <= {watermark}"),
         rule("similarity", f"CLIP score at least {similarity}", f"{{number}} >= {similarity}"),
@@ -160,6 +166,11 @@ def _rules(config: FilterConfig) -> list[_Rule]:
     if not chosen:
         raise InputError("every column is left out: name one to filter by")
     return chosen
+
+
+def _number(column: str) -> str:
+    # NaN compares as the largest number in SQL; a row without a value fails every rule.
+    return f"nullif(TRY_CAST({_quoted(column)} AS DOUBLE), 'NaN'::DOUBLE)"
 
 
 def _quoted(name: str) -> str:

@@ -13,9 +13,8 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from llamagen_jax.data import transforms
+from llamagen_jax.data import image_files, transforms
 from llamagen_jax.data.records import TokenizerId
-from llamagen_jax.data.sources import IMAGE_SUFFIXES
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 from llamagen_jax.image_tokenizer import ModelTokenizer, code_grid, on_all_devices, open_tokenizer
@@ -31,7 +30,7 @@ def encode_folder(
     Broken images are left out with a warning, and counted.
 
     Args:
-      images: folder of .jpg, .jpeg, .png and .webp files.
+      images: folder of images in any format that Pillow reads.
       output: .npz file to write. It holds codes, uint16 [h, w], under the path that the image has
         in `images`, such as "cats/1.jpg", and a `TokenizerId` as JSON under "tokenizer".
       tokenizer: of `zoo.load`.
@@ -114,9 +113,9 @@ def open_discrete(name: str, batch_size: int) -> tuple[ModelTokenizer, Tokenizer
 
 
 def _image_paths(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = image_files.images_of(image_files.walk(folder), folder)
     if not paths:
-        raise InputError(f"{folder} is no folder with {', '.join(sorted(IMAGE_SUFFIXES))} files")
+        raise InputError(f"{folder} is no folder with images: check the path")
     decoded = {path.with_suffix(""): path for path in paths}
     for path in paths:
         other = decoded[path.with_suffix("")]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from PIL import Image
 
 from llamagen_jax import commands
 from llamagen_jax.data import transforms
@@ -27,6 +28,8 @@ def codes_extraction(
     crops: str,
     crop_range: float | None,
     skip_small: bool,
+    background: str,
+    exif_orientation: bool,
     batch_size: int,
     shard_size: int,
 ) -> Extraction:
@@ -42,6 +45,7 @@ def codes_extraction(
       image_size: side of a crop in pixels.
       crops, crop_range: of `transforms.code_crops`; None is the original's 1.1.
       skip_small: leave out images with a side under `image_size` instead of enlarging them.
+      background, exif_orientation: of `transforms.decode`.
       batch_size: images per step over all devices, rounded up to a multiple of their number.
       shard_size: images per file.
 
@@ -49,6 +53,10 @@ def codes_extraction(
       InputError: a path, size or model is wrong.
     """
     crop_range = _crop_range(crops, crop_range)
+    transforms.check_background(background)
+    decode = functools.partial(
+        transforms.decode, background=background, exif_orientation=exif_orientation
+    )
     opened, made_by = open_discrete(tokenizer, batch_size)
     rows, columns = code_grid(opened, image_size)
     batch_size += -batch_size % jax.device_count()
@@ -57,6 +65,7 @@ def codes_extraction(
         source=source,
         load=functools.partial(
             _load_crops,
+            decode=decode,
             image_size=image_size,
             crops=crops,
             crop_range=crop_range,
@@ -71,6 +80,8 @@ def codes_extraction(
             "crops": crops,
             "crop_range": crop_range,
             "skip_small": skip_small,
+            "background": background,
+            "exif_orientation": exif_orientation,
         },
         manifest=Manifest(
             shards=(),
@@ -98,7 +109,12 @@ def _crop_range(crops: str, crop_range: float | None) -> float | None:
 
 
 def _load_crops(
-    record: dict, image_size: int, crops: str, crop_range: float | None, skip_small: bool
+    record: dict,
+    decode: Callable[[bytes | np.ndarray], Image.Image],
+    image_size: int,
+    crops: str,
+    crop_range: float | None,
+    skip_small: bool,
 ) -> tuple[np.ndarray, dict]:
     """Crops [crops, S, S, 3], and what of the record is kept."""
     kept = {key: record[key] for key in ("label", "captions") if key in record}
@@ -108,7 +124,7 @@ def _load_crops(
         )
     if kept == {"captions": {}}:
         raise ValueError("it has no caption")
-    image = transforms.decode(record["image"])
+    image = decode(record["image"])
     if skip_small:
         transforms.refuse_small(image, image_size)
     return transforms.code_crops(image, image_size, crops, crop_range), kept
@@ -161,6 +177,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-small",
         action="store_true",
         help="leave out images with a side under --image-size instead of enlarging them",
+    )
+    parser.add_argument(
+        "--background",
+        default="white",
+        metavar="COLOUR",
+        help="behind transparent pixels; '' for the colour that they have themselves (white)",
+    )
+    parser.add_argument(
+        "--exif-orientation",
+        action="store_true",
+        help="turn photos as their cameras say (as they are stored, like the original)",
     )
     parser.add_argument(
         "--shard-size", type=commands.whole, default=10_000, help="images per file (10000)"

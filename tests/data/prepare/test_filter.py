@@ -103,6 +103,15 @@ def test_columns_and_thresholds_are_flags(tmp_path):
     assert read_parquet(tmp_path / "out" / "in-000.parquet") == rows[1:]
 
 
+def test_strips_are_removed_where_asked_for(tmp_path):
+    rows = [GOOD | {"WIDTH": w, "HEIGHT": h, "hash": w} for w, h in ((900, 300), (300, 901))]
+    write_parquet(tmp_path / "a.parquet", rows)
+    filter_metadata(tmp_path / "a.parquet", tmp_path / "out", FilterConfig(max_aspect=3.0))
+    assert [row["WIDTH"] for row in read_parquet(tmp_path / "out" / "*.parquet")] == [900]
+    with pytest.raises(InputError, match=r"max_aspect=0.5 must be at least 1, or 0 for any"):
+        FilterConfig(max_aspect=0.5)
+
+
 def test_duplicates_may_be_told_by_any_column(tmp_path):
     rows = [GOOD | {"hash": i, "URL": f"https://example.com/{i // 2}"} for i in range(4)]
     write_parquet(tmp_path / "in.parquet", rows)

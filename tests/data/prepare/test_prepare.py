@@ -128,14 +128,15 @@ def test_broken_images_are_skipped_and_counted(tokenizer, images, tmp_path, caps
         capsys.readouterr().out
     )
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2
+    assert len(messages) == 3
+    assert "what is no image: 1 .txt" in messages[0]
     for name in ("2.PNG", "c.jpg"):
         assert any(f"{name}: " in message for message in messages)
 
 
 def test_nothing_to_encode(tokenizer, tmp_path):
     out = ["--tokenizer", tokenizer, tmp_path / "codes.npz"]
-    assert "nowhere is no folder with .jpeg, .jpg" in fails("encode", tmp_path / "nowhere", *out)
+    assert "nowhere is no folder with images" in fails("encode", tmp_path / "nowhere", *out)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_text("<html>")
     assert "every image in" in fails("encode", tmp_path / "images", *out)

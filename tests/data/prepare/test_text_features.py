@@ -157,6 +157,8 @@ def config(packed, workers=0):
         workers=workers,
         caption_weights=(("long", 0.6), ("short", 0.4)),
         skip_small=False,
+        background="white",
+        exif_orientation=False,
     )
 
 
