@@ -4,12 +4,12 @@ Nothing but the pixels is looked at, so samples of any model can be scored again
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
-from llamagen_jax.errors import InputError
 from llamagen_jax.scenes.world import BACKGROUND, COLORS, Scene
 
 _SIDE = 64  # every image is read at this size
@@ -51,10 +51,7 @@ def find(image: np.ndarray) -> list[Found]:
     A pixel that blends a colour with the white background lies on the line between the two, so its
     difference from white tells the colour by its direction and the share of it by its length.
     Shapes are told by their overlap with ideal ones of the same centre and area.
-
-    Raises InputError without scipy.
     """
-    ndimage = _import_ndimage()
     small = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX)
     ink = np.array(BACKGROUND, np.float32) - np.asarray(small, np.float32)
     inks = np.array(BACKGROUND, np.float32) - np.array(list(COLORS.values()), np.float32)
@@ -63,20 +60,13 @@ def find(image: np.ndarray) -> list[Found]:
     covered = np.linalg.norm(ink, axis=-1) > lengths[nearest] / 2
     found = []
     for number, color in enumerate(COLORS):
-        parts, count = ndimage.label(covered & (nearest == number))
+        labelled = ndimage.label(covered & (nearest == number))
+        parts, count = cast(tuple[np.ndarray, int], labelled)
         for part in range(1, count + 1):
-            mask = ndimage.binary_fill_holes(parts == part)
+            mask = np.asarray(ndimage.binary_fill_holes(parts == part))
             if mask.sum() >= _SMALLEST * _SIDE**2:
                 found.append(_classify(mask, color))
     return found
-
-
-def _import_ndimage() -> Any:
-    try:
-        from scipy import ndimage
-    except ImportError:
-        raise InputError('reading scenes needs scipy: pip install "llamagen_jax[demo]"') from None
-    return ndimage
 
 
 def _classify(mask: np.ndarray, color: str) -> Found:
