@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from llamagen_jax.digests import write_json
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 from llamagen_jax.generation import Samples
@@ -38,7 +39,7 @@ class SampleParts:
             self._check(note, begun_with)
         else:
             with staged(note, overwrite=True) as partial:
-                partial.write_text(json.dumps(begun_with, indent=2) + "\n")
+                write_json(partial, begun_with)
         self.done = 0
         while (path := self._path(self.done)).exists():
             self.done += len(_read(path).codes)

@@ -230,3 +230,11 @@ def write_t5(folder: Path, spiece: Path, config: T5Config = T5_CONFIG) -> Path:
     """A Hugging Face folder with a random encoder and the tokenizer `spiece`."""
     t5_weights.write_folder(folder, config, t5_tensors(config), spiece.read_bytes())
     return folder
+
+
+def flip_bit(path: Path, bit: int | None = None) -> None:
+    """Flips one bit of a file, by default in its middle."""
+    data = bytearray(path.read_bytes())
+    bit = 4 * len(data) if bit is None else bit
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)

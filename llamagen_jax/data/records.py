@@ -8,7 +8,6 @@ features by the caption's name, bfloat16 [t, C]: one row per token of the captio
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +17,11 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
 
+from llamagen_jax.digests import read_json, write_json
 from llamagen_jax.errors import InputError
-from llamagen_jax.files import staged
+from llamagen_jax.files import is_hidden, staged
 
 SCHEMA_VERSION = 1
 _ARRAY = 1  # msgpack extension type of a numpy array
@@ -110,13 +111,13 @@ class Manifest:
         """Raises InputError if the manifest is absent, damaged or of another schema version."""
         path = Path(folder) / "manifest.json"
         try:
-            fields = json.loads(path.read_text())
+            fields = read_json(path)
             version = fields["version"]
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 f"'{folder}' is not a dataset folder: it has no manifest.json; check the path"
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
             raise InputError(f"'{path}' is damaged: write the dataset again") from error
         if version != SCHEMA_VERSION:
             raise InputError(
@@ -142,9 +143,8 @@ class Manifest:
 
     def write(self, folder: str | os.PathLike) -> None:
         """Replaces the manifest of a folder in one step."""
-        path = Path(folder) / "manifest.json"
-        with staged(path, overwrite=True) as partial:
-            partial.write_text(json.dumps(dataclasses.asdict(self), indent=2))
+        with staged(Path(folder) / "manifest.json", overwrite=True) as partial:
+            write_json(partial, dataclasses.asdict(self))
 
 
 def write_dataset(
@@ -205,7 +205,7 @@ def open_shards(folder: str | os.PathLike, manifest: Manifest) -> tuple[ArrayRec
     folder = Path(folder)
     listed = {shard.name for shard in manifest.shards}
     for path in sorted(folder.glob("*.array_record")):
-        if path.name not in listed:
+        if path.name not in listed and not is_hidden(path.name):
             raise InputError(f"'{path}' is not in the manifest: remove it from the folder")
     return tuple(_open_shard(folder / shard.name, shard) for shard in manifest.shards)
 
@@ -234,16 +234,23 @@ def _open_shard(path: Path, shard: Shard) -> ArrayRecordDataSource:
 
 
 def verify(folder: str | os.PathLike) -> None:
-    """Reads a whole dataset folder; raises InputError at the first shard with a wrong sha256."""
+    """Reads a whole dataset folder, showing a bar.
+
+    Raises:
+      InputError: at the first shard with a wrong sha256, or of `open_shards`.
+    """
     manifest = Manifest.read(folder)
     open_shards(folder, manifest)
-    for shard in manifest.shards:
-        path = Path(folder) / shard.name
-        if _sha256(path) != shard.sha256:
-            raise InputError(
-                f"shard '{path}' has changed since it was written (sha256): "
-                "copy or write the dataset again"
-            )
+    total = sum(shard.bytes for shard in manifest.shards)
+    with tqdm(total=total, desc="check", unit="B", unit_scale=True) as bar:
+        for shard in manifest.shards:
+            path = Path(folder) / shard.name
+            if _sha256(path) != shard.sha256:
+                raise InputError(
+                    f"shard '{path}' has changed since it was written (sha256): "
+                    "copy or write the dataset again"
+                )
+            bar.update(shard.bytes)
 
 
 def _sha256(path: Path) -> str:

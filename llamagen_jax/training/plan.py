@@ -69,6 +69,8 @@ _EFFECTS = {
     "data.random_flip": _EXAMPLES,
     "data.fast_decode": _EXAMPLES,
     "data.skip_small": _EXAMPLES,
+    "data.background": _EXAMPLES,
+    "data.exif_orientation": _EXAMPLES,
     "data.caption_weights": _Effect("changes how captions are drawn"),
     "data.workers": _Effect("changes speed alone", jumps=False),
     "records": _Effect("changes the data and draws another order of it"),

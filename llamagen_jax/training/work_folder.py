@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from llamagen_jax import sharding
+from llamagen_jax.digests import write_json
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 from llamagen_jax.training import plan
@@ -99,7 +100,7 @@ def record_plan(folder: Path, task: OpenTask, step: int) -> int:
     offset += step * (before["batch_size"] - values["batch_size"])
     if jax.process_index() == 0:
         with staged(path, overwrite=True) as partial:
-            partial.write_text(json.dumps(values | {"record_offset": offset}, indent=2) + "\n")
+            write_json(partial, values | {"record_offset": offset})
     return offset
 
 

@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from llamagen_jax.digests import read_json, write_json
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 from llamagen_jax.weights.kinds import Config, Model, kind_of
@@ -46,7 +46,7 @@ def write_tensors_and_config(
     described = {"model": kind_of(config).name, "config": dataclasses.asdict(config)}
     with staged(folder) as partial:
         partial.mkdir()
-        (partial / "config.json").write_text(json.dumps({**described, **metadata}, indent=2) + "\n")
+        write_json(partial / "config.json", {**described, **metadata})
         write_safetensors(partial / "params.safetensors", tensors)
 
 
@@ -78,14 +78,11 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 def read_config(folder: str | os.PathLike) -> dict:
-    """The JSON object in `folder`/config.json; InputError when it is missing or broken."""
+    """The JSON object in `folder`/config.json; InputError when it is missing or damaged."""
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        return read_json(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; expected an export or a work folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds no JSON object; expected an export's configuration")
-    return config
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error

@@ -12,6 +12,7 @@ import pathlib
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+import xxhash
 from absl import logging
 
+from llamagen_jax.digests import in_threads
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 
@@ -42,6 +45,8 @@ _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 # What data parallelism, compilation and trainers put before every name, and within names.
 _PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "generator.")
 _WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.")
+# Before the name of a tensor, the name of its digest in the metadata of a safetensors file.
+_DIGEST = "xxh3_128 "
 _STATE_KEYS = ("model", "module", "state_dict", "ema")
 # What Hugging Face's `transformers` calls the weights in a model's folder.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -184,29 +189,49 @@ def _open_shards(index: Path) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file piece by piece, holding one piece in memory at a time."""
-    header, end = {}, 0
+    """Writes a safetensors file piece by piece, holding one piece in memory at a time.
+
+    Its metadata hold a digest of every tensor, which `open_safetensors` checks.
+    """
+    entries, end = {}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
-        header[name] = {
+        entries[name] = {
             "dtype": _DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    digests = {name: _tensor_digest(name, entry) for name, entry in entries.items()}
     with Path(path).open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors.values():
+        file.write(_encoded_header(entries, digests))
+        for name, tensor in tensors.items():
             for piece in tensor.pieces:
-                file.write(raw_bytes(np.asarray(piece, tensor.dtype)))
+                data = raw_bytes(np.asarray(piece, tensor.dtype))
+                digests[name].update(data)
+                file.write(data)
+        # Of the same length, now that the digests are known.
+        file.seek(0)
+        file.write(_encoded_header(entries, digests))
+
+
+def _tensor_digest(name: str, entry: dict) -> xxhash.xxh3_128:
+    """The digest of a tensor, before its bytes."""
+    return xxhash.xxh3_128(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
+
+
+def _encoded_header(entries: dict[str, dict], digests: dict[str, xxhash.xxh3_128]) -> bytes:
+    metadata = {_DIGEST + name: digest.hexdigest() for name, digest in digests.items()}
+    encoded = json.dumps({"__metadata__": metadata, **entries}).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def open_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Tensors of a safetensors file by name, as read-only arrays mapped from the file.
 
     Raises:
-      InputError: the file is missing, truncated or no safetensors file, or has an unknown dtype.
+      InputError: the file is missing, truncated or no safetensors file, or has an unknown dtype, or
+        a tensor is not what its digest is of, where the file has digests.
     """
     path = Path(path)
     try:
@@ -220,7 +245,7 @@ def open_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_size))
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
     data = np.asarray(np.memmap(path, np.uint8, "r"))[8 + header_size :]
     tensors = {}
     for name, entry in header.items():
@@ -231,7 +256,31 @@ def open_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             )
         start, end = entry["data_offsets"]
         tensors[name] = data[start:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    stored = {n.removeprefix(_DIGEST): d for n, d in metadata.items() if n.startswith(_DIGEST)}
+    if stored:
+        _check_digests(path, header, tensors, stored)
     return tensors
+
+
+def _check_digests(
+    path: Path, entries: dict[str, dict], tensors: dict[str, np.ndarray], stored: dict[str, str]
+) -> None:
+    if stored.keys() != tensors.keys():
+        raise InputError(f"{path} is damaged: its digests are of other tensors; copy it again")
+
+    def changed(name: str) -> bool:
+        digest = _tensor_digest(name, entries[name])
+        digest.update(raw_bytes(tensors[name]))
+        return digest.hexdigest() != stored[name]
+
+    names = list(tensors)
+    damaged = [name for name, is_so in zip(names, in_threads(changed, names), strict=True) if is_so]
+    if damaged:
+        raise InputError(
+            f"{path} is damaged: the tensor {damaged[0]} has changed since it was written"
+            + (f", and {len(damaged) - 1} others" if damaged[1:] else "")
+            + "; copy, export or convert it again"
+        )
 
 
 def raw_bytes(array: Any) -> memoryview:
@@ -250,6 +299,8 @@ def _load_pickle(torch: Any, path: Path) -> Any:
         raise InputError(
             f"{path} is truncated or no PyTorch checkpoint (a zip archive that torch.save writes)"
         )
+    if not legacy:
+        _check_sums(path)
     try:
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", mmap=not legacy, weights_only=True)
@@ -261,6 +312,34 @@ def _load_pickle(torch: Any, path: Path) -> Any:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is a damaged PyTorch checkpoint: {reason}") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Compares the members of a PyTorch archive with their sums, which mapping it does not.
+
+    Raises:
+      InputError: a member has changed since it was written.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if member.file_size]
+
+    def changed(member: zipfile.ZipInfo) -> bool:
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+                while file.read(2**23):
+                    pass
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError):
+            return True
+        return False
+
+    names = [member.filename for member in members]
+    damaged = [n for n, is_so in zip(names, in_threads(changed, members), strict=True) if is_so]
+    # Where all differ, PyTorch was told to write no sums (`set_crc32_options`).
+    if damaged and len(damaged) < len(names):
+        raise InputError(
+            f"{path} is damaged: its member {damaged[0]} has changed since it was written; copy or "
+            "convert it again"
+        )
 
 
 def _harmless() -> list[Any]:

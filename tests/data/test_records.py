@@ -33,7 +33,9 @@ def dataset(tmp_path):
 
 def edit_manifest(folder, **changes):
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    values = json.loads(path.read_text()) | changes
+    del values["digest"]
+    path.write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize(
@@ -110,10 +112,19 @@ def test_other_schema_version(dataset):
         open_dataset(dataset)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"version": 1}'])
-def test_damaged_manifest(dataset, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds no JSON object"),
+        ("{}", "is damaged"),
+        ('{"version": 1}', "is damaged"),
+        ('{"version": 1, "digest": "0"}', "is damaged, or was edited"),
+    ],
+)
+def test_damaged_manifest(dataset, text, message):
     (dataset / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match=r"manifest\.json' is damaged"):
+    with pytest.raises(InputError, match=rf"manifest\.json'? {message}"):
         open_dataset(dataset)
 
 

@@ -1,5 +1,7 @@
 """Export folders: exact, atomic, readable by the safetensors library, and clear when broken."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,6 +86,21 @@ def test_missing_tensors_are_named(folder):
 def test_a_broken_configuration_is_named(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json"):
+        export.read(folder)
+
+
+def test_a_configuration_that_changed_is_named(folder):
+    path = folder / "config.json"
+    text = path.read_text()
+    path.write_text(text.replace('"dim": 64', '"dim": 68'))
+    with pytest.raises(InputError, match=r"is damaged, or was edited: .* remove its entry .digest"):
+        export.read(folder)
+    values = json.loads(text)
+    values.pop("digest")
+    path.write_text(json.dumps(values | {"note": "mine"}))
+    assert export.read(folder)[2]["note"] == "mine"
+    path.write_text('{"model": "Llama", "config": {"norm_eps": NaN}}')
+    with pytest.raises(InputError, match="NaN is no number of JSON"):
         export.read(folder)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
 
 import llamagen_jax as lg
 from llamagen_jax.errors import InputError
@@ -51,6 +52,40 @@ def test_pieces_are_written_one_after_the_other(tmp_path):
     tensor = Tensor(stacked.shape, stacked.dtype, (piece for piece in pieces))
     write_safetensors(tmp_path / "file", {"a": tensor})
     np.testing.assert_array_equal(open_safetensors(tmp_path / "file")["a"], stacked)
+
+
+def test_a_tensor_that_changed_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {name: Tensor.of(array) for name, array in ARRAYS.items()})
+    whole = path.read_bytes()
+    tiny.flip_bit(path, 8 * (len(whole) - 6))
+    with pytest.raises(InputError, match="the tensor odd has changed since it was written; copy"):
+        open_safetensors(path)
+    # Of the same size, and as sound to the library.
+    path.write_bytes(whole.replace(b'"dtype": "BF16"', b'"dtype": "F16" '))
+    with pytest.raises(InputError, match="the tensor layers/q/kernel has changed"):
+        open_safetensors(path)
+    path.write_bytes(whole.replace(b"xxh3_128 odd", b"xxh3_128 ood"))
+    with pytest.raises(InputError, match="its digests are of other tensors"):
+        open_safetensors(path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+def test_a_member_of_an_archive_that_changed_is_named(tmp_path, suffix):
+    path = golden_weights.save_torch(tmp_path / f"a{suffix}", CLASS)
+    tiny.flip_bit(path)
+    with pytest.raises(InputError, match=r"its member \S+ has changed since it was written; copy"):
+        read_torch(path)
+
+
+def test_archives_without_sums_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = golden_weights.save_torch(tmp_path / "a.pt", CLASS)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(read_torch(path)[0], golden_weights.state_dict(CLASS))
 
 
 def test_unknown_dtypes_are_named(tmp_path):

@@ -5,8 +5,8 @@ import functools
 from collections.abc import Callable
 
 from llamagen_jax import commands
+from llamagen_jax.data.prepare import check, image_codes, pack, text_features
 from llamagen_jax.data.prepare import filter as metadata_filter
-from llamagen_jax.data.prepare import image_codes, pack, text_features
 from llamagen_jax.data.prepare.extract import Extraction, extract
 from llamagen_jax.data.prepare.folders import decode_folder, encode_folder
 from llamagen_jax.errors import one_line_errors
@@ -113,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     pack.add_arguments(subparsers.add_parser("pack", help="images of any source -> dataset folder"))
+
+    check.add_arguments(
+        subparsers.add_parser("check", help="whether files and folders are still what was written")
+    )
 
     scene_files.add_scenes_arguments(
         subparsers.add_parser(

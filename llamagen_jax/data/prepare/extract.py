@@ -27,8 +27,9 @@ from absl import logging
 from tqdm import tqdm
 
 from llamagen_jax.data.prepare import ray_engine
-from llamagen_jax.data.records import Manifest, Shard, write_shard
+from llamagen_jax.data.records import Manifest, Shard, verify, write_shard
 from llamagen_jax.data.sources import Source
+from llamagen_jax.digests import read_json, write_json
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged, staged_apart, told_full_disk
 from llamagen_jax.interruption import told_kept
@@ -225,10 +226,7 @@ def _begin(partial: Path, extraction: Extraction) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         _write_json(path, settings)
-    try:
-        begun = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: remove {partial}") from error
+    begun = read_json(path)
     for key, value in json.loads(json.dumps(settings)).items():
         if begun.get(key) != value:
             raise InputError(
@@ -254,7 +252,7 @@ def _extract_shard(partial: Path, i: int, extraction: Extraction, bar: tqdm) -> 
         for first in records:
             with staged(path, overwrite=True) as file:
                 shard = write_shard(file, itertools.chain([first], records))
-        _write_json(finished, shard and dataclasses.asdict(shard) | {"name": path.name})
+        _write_json(finished, dataclasses.asdict(shard) | {"name": path.name} if shard else {})
 
 
 @contextlib.contextmanager
@@ -327,14 +325,15 @@ def _finish(output: Path, partial: Path, extraction: Extraction) -> Manifest | N
     try:
         if not all(path.exists() for path in finished) and partial.exists():
             return None
-        shards = [json.loads(path.read_text()) for path in finished]
+        shards = list(map(read_json, finished))
         if not any(shards):
             shutil.rmtree(partial)
             raise _all_broken(extraction, "every record")
         manifest = dataclasses.replace(
             extraction.manifest, shards=tuple(Shard(**shard) for shard in shards if shard)
         )
-        _write_json(partial / "manifest.json", dataclasses.asdict(manifest))
+        manifest.write(partial)
+        verify(partial)
         partial.replace(output)
     except FileNotFoundError:
         # Of processes that finish at the same moment, one moves the folder.
@@ -345,6 +344,6 @@ def _finish(output: Path, partial: Path, extraction: Extraction) -> Manifest | N
     return manifest
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: dict) -> None:
     with staged_apart(path) as partial:
-        partial.write_text(json.dumps(value, indent=2))
+        write_json(partial, value)

@@ -134,6 +134,26 @@ def test_broken_images_are_skipped_and_counted(tokenizer, images, tmp_path, caps
         assert any(f"{name}: " in message for message in messages)
 
 
+def test_check_tells_what_is_whole(tokenizer, images, tmp_path, capsys):
+    codes = tiny.write_codes(tmp_path / "codes")
+    run("encode", images, tmp_path / "a.npz", "--tokenizer", tokenizer, "--image-size", 16)
+    for path, told, file in (
+        (codes, "all records are whole", "00000.array_record"),
+        (tokenizer, "the export is whole", "params.safetensors"),
+        (tokenizer / "params.safetensors", "tensors are whole", ""),
+        (tmp_path / "a.npz", "5 arrays are whole", ""),
+    ):
+        run("check", path)
+        assert told in capsys.readouterr().out
+        tiny.flip_bit(path / file)
+        line = fails("check", path)
+        assert str(path / file) in line
+        assert any(word in line for word in ("changed", "damaged", "cannot be opened"))
+        tiny.flip_bit(path / file)
+    assert "is none of the folders and files" in fails("check", images)
+    assert "does not exist" in fails("check", tmp_path / "none")
+
+
 def test_nothing_to_encode(tokenizer, tmp_path):
     out = ["--tokenizer", tokenizer, tmp_path / "codes.npz"]
     assert "nowhere is no folder with images" in fails("encode", tmp_path / "nowhere", *out)

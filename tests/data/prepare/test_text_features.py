@@ -141,7 +141,7 @@ def test_bad_input(captioned, t5, tmp_path):
     assert "every record of" in line and "it has no caption of lnog, only: long, short, url" in line
     assert "nowhere is no folder; expected one of a T5" in fails("text", captioned, *out, "nowhere")
     assert "is not a dataset folder" in fails("text", tmp_path / "missing", *out, t5)
-    assert "length=0" in fails("text", captioned, *out, t5, "--length", 0)
+    assert "--length: 0 must be" in fails("text", captioned, *out, t5, "--length", 0)
     assert not list(tmp_path.glob("out*"))
 
 
