@@ -27,6 +27,7 @@ from llamagen_jax.training import config_files, dry_run, generator, tokenizer
 from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining, from_mapping
 from llamagen_jax.training.task import Task
 from llamagen_jax.training.tasks import make_mesh
+from llamagen_jax.weights import export
 
 _TEXT_TOKENS = 120
 
@@ -229,6 +230,29 @@ def _compile(bench: Bench) -> Iterator[Timing]:
         yield Timing("compile the train step", f"{name} {s.dtype}", median, 1 / median, "programs")
 
 
+def _load(bench: Bench) -> Iterator[Timing]:
+    """Of a file that the system holds in memory, with the check of its digests and without any."""
+    model, params = _llama(bench.setting)
+    params = jax.tree.map(lambda leaf: leaf.astype(bench.setting.dtype), params)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e9
+    shapes = f"{bench.setting.generator} {bench.setting.dtype}, {size:.2f} GB"
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "export"
+        export.write(folder, model, params)
+        del params
+
+        def load() -> dict:
+            return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), zoo.load(folder)[1])
+
+        yield bench.time("load an export", shapes, load, count=size, unit="GB")
+        with (folder / "params.safetensors").open("r+b") as file:
+            header = file.read(int.from_bytes(file.read(8), "little"))
+            file.seek(8)
+            # As if another program had written it.
+            file.write(header.replace(b'"xxh3_128 ', b'"unknown_ '))
+        yield bench.time("the same without digests", shapes, load, count=size, unit="GB")
+
+
 def _input(bench: Bench) -> Iterator[Timing]:
     with tempfile.TemporaryDirectory() as folder:
         size = _write_jpegs(Path(folder) / "class") // 1000
@@ -255,6 +279,7 @@ BENCHMARKS = {
     "prefill": _prefill,
     "images": _images,
     "compile": _compile,
+    "load": _load,
     "input pipeline": _input,
 }
 
