@@ -1,7 +1,8 @@
 """Recorded values of the original LlamaGen (`tests/golden`), and the weights they belong to.
 
-The values come from github.com/FoundationVision/LlamaGen in float32 on CPU. Its weights are not
-stored: each tensor is made from its name and shape.
+The values come from github.com/FoundationVision/LlamaGen in float32 on CPU, those of T5, CLIP and
+Inception from `transformers` and torch-fidelity. Weights are not stored: each tensor is made from
+its name and shape.
 """
 
 import json
@@ -52,6 +53,18 @@ def load(name: str) -> tuple[dict[str, np.ndarray], dict]:
     arrays = dict(np.load(FOLDER / f"{name}.npz"))
     texts = [key for key, array in arrays.items() if array.dtype.kind == "U"]
     return arrays, {key: json.loads(str(arrays.pop(key))) for key in texts}
+
+
+def inception_state() -> dict[str, np.ndarray]:
+    """Formula weights of Inception, by the names of torch-fidelity, with variances above zero."""
+    shapes = load("inception")[1]["inventory"]
+    state = {name: tensor(name, shape) for name, shape in shapes.items()}
+    for name, values in state.items():
+        if name.endswith("running_var"):
+            state[name] = np.abs(values) + np.float32(0.5)
+        elif name.endswith("bn.bias"):
+            state[name] = values + np.float32(0.1)
+    return state
 
 
 def inventory() -> dict:

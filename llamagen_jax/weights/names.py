@@ -1,15 +1,22 @@
 """Tables of what a model's parameters are called in others' files; `weights.mapping` applies them.
 
-Files are laid out as PyTorch's modules are: linear weights [out, in] where they are [in, out] here,
-convolutions [out, in, h, w] where they are [h, w, in, out] here.
+Files of PyTorch have linear weights [out, in] where they are [in, out] here, convolutions
+[out, in, h, w] where they are [h, w, in, out] here; files of TensorFlow have them as here.
 """
 
 import dataclasses
 import re
 from collections.abc import Mapping
 
-# Parameters of Flax's modules by what PyTorch's modules call them.
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# What PyTorch's modules call the parameters of Flax's.
+_TORCH_SUFFIXES = {
+    "kernel": ".weight",
+    "scale": ".weight",
+    "embedding": ".weight",
+    "bias": ".bias",
+    "mean": ".running_mean",
+    "var": ".running_var",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +25,13 @@ class NameTable:
 
     Attributes:
       names: from parameters to tensors. A key is a regular expression of the whole '/'-joined path
-        of a module, whose kernel, scale or embedding is the tensor "NAME.weight" and whose bias is
-        "NAME.bias"; or of a parameter that is called otherwise, which is the tensor "NAME". A value
-        is NAME: it may refer to the expression's groups (r"\1"), and has "{}" for the number of the
-        layer where parameters are stacked by layer. Parameters that share a tensor lie in it one
-        after the other along its first axis, in the order of the table.
+        of a module, whose parameters are the tensors "NAME" with one of `suffixes`; or of a
+        parameter, which is the tensor "NAME". A value is NAME: it may refer to the expression's
+        groups (r"\1"), and has "{}" for the number of the layer where parameters are stacked by
+        layer. Parameters that share a tensor lie in it one after the other along its first axis, in
+        the order of the table.
+      suffixes: what follows a module's NAME, by what the parameter is called here.
+      transposed: whether kernels lie as in PyTorch.
       kernels: paths of parameters that are transposed as kernels are, without being called so.
       unit_axes: by path, axes of length 1 that the tensor has and the parameter has not.
       aliases: other names that a tensor may have in a file, by itself or beside its own.
@@ -31,6 +40,8 @@ class NameTable:
     """
 
     names: Mapping[str, str]
+    suffixes: Mapping[str, str] = dataclasses.field(default_factory=_TORCH_SUFFIXES.copy)
+    transposed: bool = True
     kernels: tuple[str, ...] = ()
     unit_axes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -44,15 +55,16 @@ class NameTable:
           KeyError: the table does not name it.
         """
         module, _, leaf = path.rpartition("/")
-        key, suffix = (module, f".{_LEAVES[leaf]}") if leaf in _LEAVES else (path, "")
         for row, (pattern, name) in enumerate(self.names.items()):
-            if match := re.fullmatch(pattern, key):
-                return row, match.expand(name) + suffix
+            if match := re.fullmatch(pattern, path):
+                return row, match.expand(name)
+            if leaf in self.suffixes and (match := re.fullmatch(pattern, module)):
+                return row, match.expand(name) + self.suffixes[leaf]
         raise KeyError(path)
 
     def axes(self, path: str, rank: int) -> tuple[int, ...]:
         """Axes that turn the tensor into the parameter `path`, of `rank` axes without layers."""
-        if path.endswith("/kernel") or path in self.kernels:
+        if self.transposed and (path.endswith("/kernel") or path in self.kernels):
             return (*range(2, rank), 1, 0)
         return tuple(range(rank))
 
