@@ -22,8 +22,15 @@ _ENTRY = "digest"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON object with its digest as an entry of its own; raises OSErrors."""
+    """Writes a JSON object with its digest as an entry of its own.
+
+    Raises:
+      OSError: it cannot be written.
+      ValueError: the object has an entry of that name.
+    """
     entries = dict(values)
+    if _ENTRY in entries:
+        raise ValueError(f"an entry called {_ENTRY} is the digest's")
     path.write_text(json.dumps(entries | {_ENTRY: _of_json(entries)}, indent=2) + "\n")
 
 

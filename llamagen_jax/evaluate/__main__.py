@@ -1,0 +1,50 @@
+"""Says how good images are, by the figures of the field, each with its error.
+
+python -m llamagen_jax.evaluate images samples.npz VIRTUAL_imagenet256_labeled.npz \\
+    --inception pt_inception-2015-12-05-6726825d.pth
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from llamagen_jax import commands
+from llamagen_jax.errors import one_line_errors
+from llamagen_jax.evaluate import figures, images
+from llamagen_jax.files import staged
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command."""
+    arguments = vars(_parser().parse_args(argv))
+    run, output = arguments.pop("run"), arguments.pop("output")
+    with one_line_errors():
+        found, about = run(**arguments)
+        print(figures.table(found))
+        print(figures.row(Path(about["samples"]).name, found))
+        if output:
+            with staged(output, overwrite=True) as partial:
+                partial.write_text(json.dumps(figures.as_json(found, about), indent=2) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = commands.Parser(
+        prog="python -m llamagen_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(required=True)
+    of_images = subparsers.add_parser(
+        "images", help="samples beside a reference: FID, sFID, IS, precision, recall, KID"
+    )
+    of_images.set_defaults(run=images.evaluate)
+    images.add_arguments(of_images)
+    for command in (of_images,):
+        command.add_argument(
+            "--output", type=commands.path, metavar="FILE.json", help="write the figures there too"
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

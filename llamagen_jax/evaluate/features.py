@@ -1,0 +1,221 @@
+"""Features of sets of images by the Inception of FID: computed once, kept on disk, summed up.
+
+Axes: B batch, N images, H W pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xxhash
+from PIL import Image
+from tqdm import tqdm
+
+from llamagen_jax.digests import read_json, write_json
+from llamagen_jax.errors import InputError
+from llamagen_jax.evaluate.image_sets import ImageSet
+from llamagen_jax.evaluate.statistics import Moments, Statistics
+from llamagen_jax.files import staged
+from llamagen_jax.image_tokenizer import on_all_devices
+from llamagen_jax.models.inception import IMAGE_SIZE
+from llamagen_jax.weights import inception
+from llamagen_jax.weights.integrity import weights_hash
+
+# How images reach the network, and which figures are computed of its features.
+PROTOCOLS = ("adm", "torch-fidelity", "clean-fid")
+# Rows of features whose moments are summed at a time, whatever the batches were.
+_ROWS = 1024
+# Of the arrays that are kept: columns by name.
+_COLUMNS = {"pool": 2048, "probabilities": 1008, "spatial": 17 * 17 * 7}
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network of FID on all devices, as a protocol feeds it.
+
+    Attributes:
+      protocol: one of `PROTOCOLS`.
+      hash: of its weights.
+      run: uint8 images [B, H, W, 3] -> float32 arrays [B, D] by the names of `Features`.
+    """
+
+    protocol: str
+    hash: str
+    run: Callable[[np.ndarray], dict[str, np.ndarray]]
+
+    @classmethod
+    def open(cls, path: str, protocol: str) -> "Network":
+        """Opens a file of `weights.inception.load`; raises its errors."""
+        model, variables = inception.load(path)
+        resized = protocol == "clean-fid"
+
+        def features(variables: Any, images: jax.Array) -> Any:
+            return model.apply(variables, images, method="features" if resized else None)
+
+        run = on_all_devices(features, variables)
+
+        def of_images(images: np.ndarray) -> dict[str, np.ndarray]:
+            count = len(images)
+            images = np.concatenate([images, images[-1:].repeat(-count % jax.device_count(), 0)])
+            found: Any = run(_resize_as_clean_fid(images) if resized else images)
+            probabilities = jax.nn.softmax(jnp.asarray(found.logits_unbiased))
+            arrays = (found.pool, probabilities, found.spatial.reshape(len(images), -1))
+            return {
+                name: np.asarray(array)[:count]
+                for name, array in zip(_COLUMNS, arrays, strict=True)
+            }
+
+        return cls(protocol, weights_hash(variables), of_images)
+
+
+def _resize_as_clean_fid(images: np.ndarray) -> np.ndarray:
+    """float32 [B, 299, 299, 3] in [-1, 1]: Pillow's bicubic with antialias, channels in float."""
+    side = IMAGE_SIZE, IMAGE_SIZE
+    resized = np.empty((len(images), *side, 3), np.float32)
+    for image, out in zip(images, resized, strict=True):
+        for channel in range(3):
+            plane = Image.fromarray(image[..., channel].astype(np.float32))
+            out[..., channel] = np.asarray(plane.resize(side, Image.Resampling.BICUBIC))
+    return (resized.clip(0, 255) - 128) / 128
+
+
+class Features:
+    """Features of a set of images in a folder, which fill up as they are computed.
+
+    Attributes:
+      pool: float32 [N, 2048].
+      probabilities: float32 [N, 1008], softmax of the class scores without bias.
+      spatial: float32 [N, 2023], what sFID compares, flattened as TensorFlow has it.
+      read: images of the set that were looked at; broken ones among them have no features.
+      images_digest: of the images that have, whatever their order.
+    """
+
+    def __init__(self, folder: Path, images: ImageSet, network: Network):
+        """Begins the folder, or goes on with what is there.
+
+        Raises:
+          InputError: the folder holds the features of other images or of another network.
+        """
+        self._note = folder / "progress.json"
+        begun_with = {
+            "images": images.name,
+            "count": images.count,
+            "network": network.hash,
+            "protocol": network.protocol,
+        }
+        exists = self._note.exists()
+        progress = read_json(self._note) if exists else {"rows": 0, "read": 0, "images_digest": "0"}
+        for name, value in begun_with.items() if exists else ():
+            if progress.get(name) != value:
+                raise InputError(
+                    f"{folder} holds features of other {name}, {progress.get(name)} instead of "
+                    f"{value}: name another folder or remove it"
+                )
+        self._begun_with, self._rows = begun_with, progress["rows"]
+        self.read, self._digest = progress["read"], int(progress["images_digest"], 16)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._arrays = {
+            name: np.lib.format.open_memmap(
+                folder / f"{name}.npy",
+                "r+" if exists else "w+",
+                **({} if exists else {"dtype": np.float32, "shape": (images.count, columns)}),
+            )
+            for name, columns in _COLUMNS.items()
+        }
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def pool(self) -> np.ndarray:
+        return self._arrays["pool"][: self._rows]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        return self._arrays["probabilities"][: self._rows]
+
+    @property
+    def spatial(self) -> np.ndarray:
+        return self._arrays["spatial"][: self._rows]
+
+    @property
+    def images_digest(self) -> str:
+        return f"{self._digest:032x}"
+
+    def add(self, images: np.ndarray, features: dict[str, np.ndarray], read: int) -> None:
+        """Keeps the features of the next images.
+
+        Args:
+          images: uint8 [B, H, W, 3], the whole ones of `read` that were looked at.
+          features: float32 [B, D] by name.
+        """
+        end = self._rows + len(images)
+        for name, rows in features.items():
+            self._arrays[name][self._rows : end] = rows
+            self._arrays[name].flush()
+        for image in images:
+            digest = xxhash.xxh3_128_intdigest(image.tobytes())
+            self._digest = (self._digest + digest) % 2**128
+        self._rows, self.read = end, self.read + read
+        progress = {
+            "rows": self._rows,
+            "read": self.read,
+            "images_digest": self.images_digest,
+        }
+        with staged(self._note, overwrite=True) as partial:
+            write_json(partial, self._begun_with | progress)
+
+    def statistics(self) -> Statistics:
+        """What stands for the images in FID and sFID; raises InputError for fewer than two."""
+        pool, spatial = _moments(self.pool), _moments(self.spatial)
+        return Statistics(
+            mu=pool.mu,
+            sigma=pool.sigma,
+            mu_s=spatial.mu,
+            sigma_s=spatial.sigma,
+            count=len(self),
+            network=self._begun_with["network"],
+            protocol=self._begun_with["protocol"],
+            images_digest=self.images_digest,
+        )
+
+
+def compute(images: ImageSet, network: Network, folder: Path, batch_size: int) -> Features:
+    """Features of a set of images, showing a bar; goes on with what is in the folder.
+
+    They do not depend on the batch size, but for the rounding of products of another shape.
+
+    Args:
+      folder: where they are kept.
+      batch_size: images at a time, over all devices.
+
+    Raises:
+      InputError: fewer than two images can be read, or of `Features` and of `ImageSet.batches`.
+    """
+    features = Features(folder, images, network)
+    batch_size = min(batch_size, images.count)
+    with tqdm(total=images.count, initial=features.read, desc=images.name, unit="image") as bar:
+        for batch in images.batches(batch_size, features.read):
+            read = min(batch_size, images.count - features.read)
+            found = {}
+            if len(batch):
+                # Filled up, so that every batch runs the same program.
+                found = network.run(np.resize(batch, (batch_size, *batch.shape[1:])))
+            features.add(batch, {name: rows[: len(batch)] for name, rows in found.items()}, read)
+            bar.update(read)
+    if len(features) < 2:
+        raise InputError(f"{images.name} has {len(features)} whole images; give 2 or more")
+    return features
+
+
+def _moments(features: np.ndarray) -> Moments:
+    starts = range(0, len(features), _ROWS)
+    parts = (Moments.of(features[start : start + _ROWS]) for start in starts)
+    total = next(parts)
+    for part in parts:
+        total = total.merge(part)
+    return total

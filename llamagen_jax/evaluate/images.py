@@ -1,0 +1,223 @@
+"""How good a set of images is beside a reference; part of the command `evaluate`."""
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from llamagen_jax import commands
+from llamagen_jax.errors import InputError
+from llamagen_jax.evaluate import distances, features, image_sets, manifolds, scores
+from llamagen_jax.evaluate.features import PROTOCOLS, Features, Network
+from llamagen_jax.evaluate.figures import Figure
+from llamagen_jax.evaluate.statistics import (
+    Statistics,
+    load_statistics,
+    rank_warning,
+    save_statistics,
+    standard_error,
+)
+
+
+class Reference(NamedTuple):
+    """What samples are compared with.
+
+    Attributes:
+      statistics: for FID and sFID.
+      pool: float32 [M, 2048] for precision, recall and KID; None where only statistics are known.
+    """
+
+    statistics: Statistics
+    pool: np.ndarray | None
+
+
+def evaluate(
+    samples: str,
+    reference: str,
+    *,
+    network: str,
+    protocol: str,
+    size: int | None,
+    batch_size: int,
+    keep: str | None,
+    float16: bool,
+    save: str | None,
+) -> tuple[list[Figure], dict]:
+    """Figures of the samples, and what they are of.
+
+    Args:
+      samples, reference: of `image_sets.open_images`; the reference may also be a file of
+        statistics, with images or without.
+      network: file of `weights.inception.load`.
+      protocol: one of `PROTOCOLS`.
+      size: of `image_sets.open_images`.
+      batch_size: images at a time.
+      keep: folder to keep the features in, so that the same call goes on where it was stopped.
+      float16: compute distances of precision and recall as ADM's evaluator does.
+      save: file to write the samples' statistics to.
+
+    Raises:
+      InputError: something cannot be read, or the two cannot be compared.
+    """
+    opened = image_sets.open_images(samples, size)
+    net = Network.open(network, protocol)
+    with _folder(keep) as folder:
+        found = features.compute(opened, net, folder / "samples", batch_size)
+        statistics = found.statistics()
+        if save:
+            save_statistics(save, statistics)
+        against = _reference(reference, net, size, batch_size, folder)
+        if against.statistics.images_digest == statistics.images_digest:
+            logging.warning(
+                "%s and %s hold the same images: that proves nothing", samples, reference
+            )
+        if warning := rank_warning(len(found), found.pool.shape[1]):
+            logging.warning(warning)
+        figures = list(_figures(protocol, found, statistics, against, float16))
+    about = {
+        "samples": samples,
+        "reference": reference,
+        "protocol": protocol,
+        "network": net.hash,
+        "images": len(found),
+        "reference_images": against.statistics.count,
+        "broken_images": opened.count - len(found),
+    }
+    return figures, about
+
+
+@contextlib.contextmanager
+def _folder(keep: str | None) -> Iterator[Path]:
+    if keep:
+        yield Path(keep)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def _reference(
+    path: str, network: Network, size: int | None, batch_size: int, folder: Path
+) -> Reference:
+    is_file = Path(path).is_file()
+    statistics = None
+    if is_file and image_sets.has_statistics(path):
+        spatial = network.protocol == "adm"
+        statistics = load_statistics(
+            path, spatial=spatial, network=network.hash, protocol=network.protocol
+        )
+    if is_file and not image_sets.holds_images(path):
+        if statistics is None:
+            raise InputError(f"{path} holds neither images (arr_0) nor statistics (mu, sigma)")
+        return Reference(statistics, None)
+    images = image_sets.open_images(path, size)
+    found = features.compute(images, network, folder / "reference", batch_size)
+    return Reference(statistics or found.statistics(), np.asarray(found.pool))
+
+
+def _figures(
+    protocol: str, found: Features, own: Statistics, reference: Reference, float16: bool
+) -> Iterator[Figure]:
+    same = f"{protocol}'s figures of {len(found)} images against the same reference"
+    theirs = reference.statistics
+    gaussians = theirs.mu, theirs.sigma, own.mu, own.sigma
+    influence = distances.frechet_influence(*gaussians, found.pool)
+    yield Figure("FID", distances.frechet_distance(*gaussians), standard_error(influence), same)
+    if protocol == "adm":
+        assert theirs.mu_s is not None and theirs.sigma_s is not None
+        assert own.mu_s is not None and own.sigma_s is not None
+        gaussians = theirs.mu_s, theirs.sigma_s, own.mu_s, own.sigma_s
+        influence = distances.frechet_influence(*gaussians, found.spatial)
+        error = standard_error(influence)
+        yield Figure("sFID", distances.frechet_distance(*gaussians), error, same)
+    if protocol != "clean-fid":
+        yield from _inception_scores(protocol, found.probabilities)
+    if reference.pool is None:
+        logging.warning("the reference has no images: precision, recall and KID are left out")
+        return
+    if protocol == "adm":
+        dtype = "float16" if float16 else "float32"
+        hits = manifolds.manifold_hits(reference.pool, found.pool, dtype=dtype)
+        for name, hit in zip(("precision", "recall"), hits, strict=True):
+            compare = f"{same}; k = 3, distances in {dtype}"
+            yield Figure(name, float(hit.mean()), standard_error(hit), compare)
+    else:
+        subset = min(1000, len(found), len(reference.pool))
+        influence = distances.kid_influence(reference.pool, found.pool)
+        kid = distances.kid(reference.pool, found.pool, subset_size=subset)
+        compare = f"KID of subsets of {subset}, whatever the number of images"
+        yield Figure("KID", kid, standard_error(influence), compare)
+
+
+def _inception_scores(protocol: str, probabilities: np.ndarray) -> Iterator[Figure]:
+    error = standard_error(scores.inception_score_influence(probabilities))
+    count = len(probabilities)
+    if protocol == "adm":
+        value = scores.inception_score(probabilities)
+        yield Figure("IS", value, error, "ADM's IS: chunks of 5000 in the order of the samples")
+        whole = scores.inception_score(probabilities, count)
+        yield Figure("IS, whole", whole, error, f"IS of {count} images in one chunk, in any order")
+    else:
+        value = scores.shuffled_inception_score(probabilities, splits=min(10, count))
+        yield Figure("IS", value, error, "torch-fidelity's IS: 10 shuffled splits")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `evaluate images`."""
+    parser.add_argument(
+        "samples",
+        type=commands.path,
+        metavar="SAMPLES",
+        help=".npz with arr_0, folder of images, dataset folder or folder of tar shards",
+    )
+    parser.add_argument(
+        "reference",
+        type=commands.path,
+        metavar="REFERENCE",
+        help="any of these, or a file of statistics (mu, sigma) as ADM's or --save-statistics' are",
+    )
+    parser.add_argument(
+        "--inception",
+        type=commands.path,
+        required=True,
+        dest="network",
+        metavar="FILE",
+        help="pt_inception-2015-12-05-6726825d.pth or classify_image_graph_def.pb",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="adm",
+        help="whose figures: the papers' (adm: FID, sFID, IS, precision, recall), or those of "
+        "torch-fidelity (FID, IS, KID) or clean-fid (FID, KID) (adm)",
+    )
+    parser.add_argument(
+        "--size",
+        type=commands.whole,
+        help="side of a centre crop of every image (images as they are)",
+    )
+    parser.add_argument(
+        "--batch-size", type=commands.whole, default=64, help="images at a time (64)"
+    )
+    parser.add_argument(
+        "--keep",
+        type=commands.path,
+        metavar="FOLDER",
+        help="keep features there: the same command goes on where it was stopped",
+    )
+    parser.add_argument(
+        "--float16",
+        action="store_true",
+        help="distances of precision and recall as ADM's evaluator rounds them",
+    )
+    parser.add_argument(
+        "--save-statistics",
+        type=commands.path,
+        dest="save",
+        metavar="FILE.npz",
+        help="write mu, sigma, mu_s and sigma_s of SAMPLES, to be a REFERENCE",
+    )

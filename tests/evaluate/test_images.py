@@ -1,0 +1,200 @@
+"""The command that compares samples with a reference, on a network of random products."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llamagen_jax.data.records import write_dataset
+from llamagen_jax.evaluate import __main__ as evaluate
+from llamagen_jax.evaluate import features
+from llamagen_jax.evaluate.features import Network
+
+PIXELS = 8 * 8 * 3
+
+
+def images(count, seed):
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 256, (count, 1, 1, 3))
+    return (base // 2 + rng.integers(0, 128, (count, 8, 8, 3))).astype(np.uint8)
+
+
+SAMPLES, REFERENCE = images(53, 0), images(70, 1)
+
+
+def random_network(path, protocol):
+    rng = np.random.default_rng(0)
+    matrices = {
+        name: rng.standard_normal((PIXELS, columns)).astype(np.float32) / PIXELS
+        for name, columns in features._COLUMNS.items()
+    }
+
+    def run(batch):
+        rows = batch.reshape(len(batch), -1) / np.float32(128)
+        # One by one, as products of another shape may round differently.
+        found = {n: np.stack([row @ matrix for row in rows]) for n, matrix in matrices.items()}
+        scores = np.exp(4 * found["probabilities"])
+        return found | {"probabilities": scores / scores.sum(axis=1, keepdims=True)}
+
+    return Network(protocol, "random", run)
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch, tmp_path):
+    monkeypatch.setattr(Network, "open", random_network)
+    monkeypatch.chdir(tmp_path)
+    np.savez("samples.npz", arr_0=SAMPLES)
+    np.savez("reference.npz", arr_0=REFERENCE)
+
+
+def png(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def run(samples, reference, *options):
+    command = ["images", samples, reference, "--inception", "x", "--output", "out.json", *options]
+    evaluate.main(list(map(str, command)))
+    found = json.loads(Path("out.json").read_text())
+    return {figure["name"]: figure["value"] for figure in found["figures"]}, found
+
+
+def fails(*args):
+    with pytest.raises(SystemExit) as error:
+        run(*args)
+    line = str(error.value)
+    assert line.startswith("error: ") and "\n" not in line
+    return line
+
+
+@pytest.fixture
+def figures():
+    return run("samples.npz", "reference.npz")[0]
+
+
+def test_sets_may_come_from_anywhere(tmp_path, figures):
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    for number, image in enumerate(SAMPLES):
+        where = "folder/deep" if number > 40 else "folder"
+        (tmp_path / where / f"{number:03d}.png").write_bytes(png(image))
+    write_dataset("packed", [{"image": png(image), "label": 0} for image in SAMPLES])
+    (tmp_path / "tar").mkdir()
+    with tarfile.open("tar/0.tar", "w") as shard:
+        for number, image in enumerate(SAMPLES):
+            info = tarfile.TarInfo(f"{number:03d}.png")
+            info.size = len(png(image))
+            shard.addfile(info, io.BytesIO(png(image)))
+    np.savez_compressed("compressed.npz", arr_0=SAMPLES)
+    for path in ("folder", "packed", "tar", "compressed.npz"):
+        found, about = run(path, "reference.npz")
+        assert about["images"] == 53
+        assert found == pytest.approx(figures, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 53, 64])
+def test_figures_do_not_depend_on_the_batch_size(figures, batch_size):
+    found, about = run("samples.npz", "reference.npz", "--batch-size", batch_size)
+    assert (about["images"], about["reference_images"]) == (53, 70)
+    assert found == pytest.approx(figures, rel=1e-9)
+
+
+def test_order_is_of_no_matter(figures):
+    np.savez("shuffled.npz", arr_0=np.random.default_rng(0).permutation(SAMPLES))
+    found, _ = run("shuffled.npz", "reference.npz")
+    assert found == pytest.approx(figures, rel=1e-6)
+
+
+def test_a_stopped_command_goes_on(figures, monkeypatch):
+    calls = []
+
+    def stopping(path, protocol):
+        whole = random_network(path, protocol)
+
+        def some(batch):
+            calls.append(len(batch))
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return whole.run(batch)
+
+        return Network(protocol, "random", some)
+
+    monkeypatch.setattr(Network, "open", stopping)
+    options = ["--keep", "kept", "--batch-size", 16]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run("samples.npz", "reference.npz", *options)
+    assert run("samples.npz", "reference.npz", *options)[0] == figures
+    # Four batches of samples and five of the reference, one of them twice.
+    assert len(calls) == 10
+    line = fails("reference.npz", "samples.npz", *options)
+    assert (
+        "kept/samples holds features of other images, samples.npz instead of reference.npz" in line
+    )
+
+
+def test_statistics_stand_for_their_images(figures, caplog):
+    run("reference.npz", "samples.npz", "--save-statistics", "statistics.npz")
+    found, _ = run("samples.npz", "statistics.npz")
+    assert {n: found[n] for n in found} == {
+        n: figures[n] for n in ("FID", "sFID", "IS", "IS, whole")
+    }
+    assert "precision, recall and KID are left out" in caplog.text
+    # As ADM's reference files are.
+    with np.load("statistics.npz") as file:
+        np.savez("both.npz", arr_0=REFERENCE, **file)
+    assert run("samples.npz", "both.npz")[0] == figures
+    line = fails("samples.npz", "statistics.npz", "--protocol", "clean-fid")
+    assert "was made with protocol adm, not with clean-fid" in line
+
+
+def test_exchanging_the_sets_exchanges_precision_and_recall(figures):
+    found, _ = run("reference.npz", "samples.npz")
+    assert (found["precision"], found["recall"]) == (figures["recall"], figures["precision"])
+    assert found["FID"] == pytest.approx(figures["FID"])
+
+
+def test_a_set_against_itself_is_told(caplog):
+    assert run("samples.npz", "samples.npz")[0]["FID"] == pytest.approx(0, abs=1e-9)
+    assert "hold the same images: that proves nothing" in caplog.text
+
+
+def test_broken_images_are_left_out_and_counted(tmp_path, figures):
+    (tmp_path / "folder").mkdir()
+    for number, image in enumerate(SAMPLES):
+        (tmp_path / "folder" / f"{number:03d}.png").write_bytes(png(image))
+    (tmp_path / "folder" / "020b.png").write_bytes(b"<html>")
+    found, about = run("folder", "reference.npz", "--batch-size", 8)
+    assert (about["images"], about["broken_images"]) == (53, 1)
+    assert found == pytest.approx(figures, rel=1e-6)
+
+
+def test_bad_input_is_one_line(tmp_path):
+    def line(**arrays):
+        np.savez("bad.npz", **arrays)
+        return fails("bad.npz", "reference.npz")
+
+    assert "nowhere does not exist" in fails("nowhere", "reference.npz")
+    assert "holds float32 [2, 8, 8, 3] as arr_0; expected uint8" in line(
+        arr_0=np.zeros((2, 8, 8, 3), np.float32)
+    )
+    assert "[2, 8, 8, 4] as arr_0" in line(arr_0=np.zeros((2, 8, 8, 4), np.uint8))
+    assert "[2, 8, 8] as arr_0" in line(arr_0=np.zeros((2, 8, 8), np.uint8))
+    assert "holds images.npy; expected images as arr_0" in line(images=SAMPLES)
+    assert "holds 1 images; at least 2" in line(arr_0=SAMPLES[:1])
+    data = (tmp_path / "samples.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(data[:5000])
+    assert "cut.npz is no whole .npz file" in fails("cut.npz", "reference.npz")
+    (tmp_path / "flipped.npz").write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
+    assert "flipped.npz is damaged" in fails("flipped.npz", "reference.npz")
+    (tmp_path / "mixed").mkdir()
+    for side in (8, 9):
+        Image.new("RGB", (side, 8)).save(f"mixed/{side}.png")
+    assert "images of 8x8 px and of 9x8 px: give --size" in fails("mixed", "reference.npz")
+    np.savez("other.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    assert "holds no mu_s and sigma_s" in fails("samples.npz", "other.npz")
+    np.savez("none.npz", a=1)
+    assert "holds neither images (arr_0) nor statistics" in fails("samples.npz", "none.npz")
