@@ -2,6 +2,8 @@
 
 python -m llamagen_jax.evaluate images samples.npz VIRTUAL_imagenet256_labeled.npz \\
     --inception pt_inception-2015-12-05-6726825d.pth
+python -m llamagen_jax.evaluate reconstructions imagenet/val --tokenizer vq_ds16_c2i \\
+    --inception pt_inception-2015-12-05-6726825d.pth --picture worst_and_best.png
 """
 
 import argparse
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from llamagen_jax import commands
 from llamagen_jax.errors import one_line_errors
-from llamagen_jax.evaluate import figures, images
+from llamagen_jax.evaluate import figures, images, tokenizers
 from llamagen_jax.files import staged
 
 
@@ -39,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     of_images.set_defaults(run=images.evaluate)
     images.add_arguments(of_images)
-    for command in (of_images,):
+    of_reconstructions = subparsers.add_parser(
+        "reconstructions", help="a tokenizer: rFID, PSNR, SSIM, LPIPS, codebook usage, perplexity"
+    )
+    of_reconstructions.set_defaults(run=tokenizers.evaluate)
+    tokenizers.add_arguments(of_reconstructions)
+    for command in (of_images, of_reconstructions):
         command.add_argument(
             "--output", type=commands.path, metavar="FILE.json", help="write the figures there too"
         )

@@ -1,0 +1,259 @@
+"""How near an image tokenizer's reconstructions are to the images; part of the command `evaluate`.
+
+Axes: B batch, H W pixels, h w code grid, N images, K codebook entries.
+"""
+
+import argparse
+import heapq
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from llamagen_jax import commands
+from llamagen_jax.errors import InputError, naming
+from llamagen_jax.evaluate import distances, image_sets, reconstructions
+from llamagen_jax.evaluate.features import Features, Network
+from llamagen_jax.evaluate.figures import Figure
+from llamagen_jax.evaluate.image_sets import ImageSet
+from llamagen_jax.evaluate.statistics import standard_error
+from llamagen_jax.image_tokenizer import ImageTokenizer, code_grid, on_all_devices, open_tokenizer
+from llamagen_jax.images import from_uint8, grid, save_png, to_uint8
+from llamagen_jax.models.lpips import LPIPS
+from llamagen_jax.weights import lpips as lpips_weights
+
+# Worst and best reconstructions in the picture.
+_SHOWN = 8
+# LlamaGen's script takes [0, 1] for values of range 2.
+_LLAMAGEN_RANGE = 510
+
+
+class Pairs(NamedTuple):
+    """A batch of images, uint8 [B, H, W, 3], their reconstructions and codes, int32 [B, h, w]."""
+
+    images: np.ndarray
+    reconstructions: np.ndarray
+    codes: np.ndarray
+
+
+def evaluate(
+    images: str,
+    tokenizer: str,
+    *,
+    network: str | None,
+    vgg16: str | None,
+    lpips_heads: str | None,
+    size: int,
+    batch_size: int,
+    llamagen_ssim: bool,
+    picture: str | None,
+) -> tuple[list[Figure], dict]:
+    """Figures of the reconstructions of a set of images, and what they are of.
+
+    Args:
+      images: of `image_sets.open_images`.
+      tokenizer: of `image_tokenizer.open_tokenizer`.
+      network: file of `weights.inception.load`, for rFID; None leaves it out.
+      vgg16, lpips_heads: of `weights.lpips.load`, for LPIPS; None leaves it out.
+      size: side in pixels of the centre crop of every image.
+      batch_size: images at a time.
+      llamagen_ssim: SSIM with twice the right data range, as LlamaGen's tables have it.
+      picture: file for the worst and the best reconstructions beside their originals.
+
+    Raises:
+      InputError: something cannot be read, or does not fit.
+    """
+    with naming("--tokenizer"):
+        opened = open_tokenizer(tokenizer)
+    code_grid(opened, size)
+    if bool(vgg16) != bool(lpips_heads):
+        raise InputError("LPIPS needs both --vgg16 and --lpips-heads")
+    found = image_sets.open_images(images, size)
+    rated = _Ratings(opened.codebook_size, _LLAMAGEN_RANGE if llamagen_ssim else 255)
+    distance = _lpips(vgg16, lpips_heads) if vgg16 and lpips_heads else None
+    with tempfile.TemporaryDirectory() as folder:
+        sets = _FeaturePairs(Path(folder), found, network) if network else None
+        for pairs in reconstruct(found, opened, batch_size):
+            rated.add(pairs, distance)
+            if sets:
+                sets.add(pairs, batch_size)
+        figures = [*(sets.figures() if sets else ()), *rated.figures(llamagen_ssim)]
+    if picture:
+        save_png(Path(picture), rated.picture())
+    about = {"samples": images, "tokenizer": tokenizer, "size": size, "images": len(rated.psnr)}
+    return figures, about
+
+
+def reconstruct(images: ImageSet, tokenizer: ImageTokenizer, batch_size: int) -> Iterator[Pairs]:
+    """Encodes and decodes a set of images on all devices, showing a bar."""
+    batch_size = min(batch_size, images.count)
+    batch_size += -batch_size % jax.device_count()
+
+    def round_trip(tokenizer: Any, pixels: jax.Array) -> Any:
+        codes = tokenizer.encode(from_uint8(pixels))
+        return codes, tokenizer.decode(codes)
+
+    run = on_all_devices(round_trip, tokenizer)
+    with tqdm(total=images.count, desc=images.name, unit="image") as bar:
+        for batch in images.batches(batch_size):
+            if len(batch):
+                # Filled up, so that every batch runs the same program.
+                codes, decoded = run(np.resize(batch, (batch_size, *batch.shape[1:])))
+                rows = slice(len(batch))
+                yield Pairs(batch, to_uint8(decoded)[rows], np.asarray(codes)[rows])
+            bar.update(min(batch_size, images.count - bar.n))
+
+
+class _Ratings:
+    """What is known of the pairs so far: numbers of each, and the worst and best of them.
+
+    Attributes:
+      psnr, ssim, lpips: a number per image; `lpips` stays empty without its network.
+      counts: how often each code occurs, int [K].
+    """
+
+    def __init__(self, codebook_size: int, ssim_range: float):
+        self.psnr: list[float] = []
+        self.ssim: list[float] = []
+        self.lpips: list[float] = []
+        self.counts = np.zeros(codebook_size, np.int64)
+        self._ssim_range = ssim_range
+        self._numbers = itertools.count()
+        # Heaps of (how it ranks, number, original, reconstruction), the first to give way first.
+        self._worst: list[tuple] = []
+        self._best: list[tuple] = []
+
+    def add(self, pairs: Pairs, distance: Callable[[Pairs], np.ndarray] | None) -> None:
+        psnr = reconstructions.psnr(pairs.images, pairs.reconstructions)
+        self.psnr += psnr.tolist()
+        self.ssim += reconstructions.ssim(
+            pairs.images, pairs.reconstructions, self._ssim_range
+        ).tolist()
+        if distance:
+            self.lpips += distance(pairs).tolist()
+        self.counts += np.bincount(pairs.codes.reshape(-1), minlength=len(self.counts))
+        for value, image, again in zip(psnr, pairs.images, pairs.reconstructions, strict=True):
+            number = next(self._numbers)
+            for heap, rank in ((self._worst, -value), (self._best, value)):
+                heapq.heappush(heap, (rank, -number, image, again))
+                if len(heap) > _SHOWN:
+                    heapq.heappop(heap)
+
+    def figures(self, llamagen_ssim: bool) -> Iterator[Figure]:
+        same = f"the same {len(self.psnr)} images at the same size"
+        range_ = "LlamaGen's SSIM, of twice the data range" if llamagen_ssim else "SSIM"
+        for name, values, compare in (
+            ("PSNR", self.psnr, f"mean of each image's PSNR, in dB; {same}"),
+            ("SSIM", self.ssim, f"{range_}; {same}"),
+            ("LPIPS", self.lpips, f"VGG's LPIPS; {same}"),
+        ):
+            if values:
+                array = np.array(values)
+                yield Figure(name, float(array.mean()), standard_error(array), compare)
+        usage = reconstructions.codebook_usage(self.counts)
+        perplexity = reconstructions.codebook_perplexity(self.counts)
+        compare = f"codebooks of {len(self.counts)} entries over as many codes, {self.counts.sum()}"
+        yield Figure("codebook usage", usage, float("nan"), compare)
+        yield Figure("perplexity", perplexity, float("nan"), compare)
+
+    def picture(self) -> np.ndarray:
+        """Rows of the worst images, their reconstructions, the best ones, and theirs."""
+        rows = []
+        for heap in (self._worst, self._best):
+            ranked = sorted(heap, reverse=True)
+            rows += [[image for _, _, image, _ in ranked], [again for *_, again in ranked]]
+        return grid(np.array(rows))
+
+
+class _FeaturePairs:
+    """The features of images and of their reconstructions, for rFID."""
+
+    def __init__(self, folder: Path, images: ImageSet, network: str):
+        self._network = Network.open(network, "adm")
+        self._sets = [Features(folder / name, images, self._network) for name in ("a", "b")]
+
+    def add(self, pairs: Pairs, batch_size: int) -> None:
+        for found, images in zip(self._sets, pairs, strict=False):
+            filled = np.resize(images, (batch_size, *images.shape[1:]))
+            features = self._network.run(filled)
+            rows = {name: array[: len(images)] for name, array in features.items()}
+            found.add(images, rows, len(images))
+
+    def figures(self) -> Iterator[Figure]:
+        reference, own = (found.statistics() for found in self._sets)
+        gaussians = reference.mu, reference.sigma, own.mu, own.sigma
+        error = standard_error(distances.frechet_influence(*gaussians, self._sets[1].pool))
+        compare = "rFID against the same images, not against the training set's statistics"
+        yield Figure("rFID", distances.frechet_distance(*gaussians), error, compare)
+
+
+def _lpips(vgg16: str, lpips_heads: str) -> Callable[[Pairs], np.ndarray]:
+    params = lpips_weights.load(vgg16, lpips_heads)
+
+    def distance(params: Any, pairs: jax.Array) -> jax.Array:
+        images, again = from_uint8(pairs[:, 0]), from_uint8(pairs[:, 1])
+        return LPIPS().apply({"params": params}, images, again)  # type: ignore[return-value]
+
+    run = on_all_devices(distance, jax.tree.map(jnp.asarray, params))
+
+    def of_pairs(pairs: Pairs) -> np.ndarray:
+        stacked = np.stack([pairs.images, pairs.reconstructions], axis=1)
+        count = len(stacked) + -len(stacked) % jax.device_count()
+        return np.asarray(run(np.resize(stacked, (count, *stacked.shape[1:]))))[: len(stacked)]
+
+    return of_pairs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `evaluate reconstructions`."""
+    parser.add_argument(
+        "images",
+        type=commands.path,
+        metavar="IMAGES",
+        help=".npz with arr_0, folder of images, dataset folder or folder of tar shards",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=commands.path,
+        required=True,
+        help="work folder, export, file or name",
+    )
+    parser.add_argument(
+        "--size",
+        type=commands.whole,
+        default=256,
+        help="side of the centre crop of every image, which may be above the tokenizer's own (256)",
+    )
+    parser.add_argument(
+        "--inception",
+        type=commands.path,
+        dest="network",
+        metavar="FILE",
+        help="for rFID: pt_inception-2015-12-05-6726825d.pth or classify_image_graph_def.pb",
+    )
+    parser.add_argument(
+        "--vgg16", type=commands.path, metavar="FILE", help="for LPIPS: torchvision's vgg16"
+    )
+    parser.add_argument(
+        "--lpips-heads", type=commands.path, metavar="FILE", help="for LPIPS: its linear heads"
+    )
+    parser.add_argument(
+        "--llamagen-ssim",
+        action="store_true",
+        help="SSIM with twice the right data range, as in LlamaGen's tables",
+    )
+    parser.add_argument(
+        "--batch-size", type=commands.whole, default=16, help="images at a time (16)"
+    )
+    parser.add_argument(
+        "--picture",
+        type=commands.path,
+        metavar="FILE.png",
+        help=f"the {_SHOWN} worst and the {_SHOWN} best by PSNR, each under its original",
+    )

@@ -1,0 +1,135 @@
+"""The command that compares images with their reconstructions."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from llamagen_jax.evaluate import __main__ as evaluate
+from llamagen_jax.evaluate import tokenizers
+from llamagen_jax.evaluate.features import Network
+from llamagen_jax.images import from_uint8
+from llamagen_jax.weights import export
+
+
+@jax.tree_util.register_static
+class Lightened:
+    """Codes are the red of each pixel, which come back `by` lighter, in all three colours."""
+
+    downsampling, codebook_size = 1, 256
+
+    def __init__(self, by=0):
+        self.by = by
+
+    def encode(self, images):
+        return jnp.round((images[..., 0] + 1) * 127.5).astype(jnp.int32)
+
+    def decode(self, codes):
+        return from_uint8((codes + self.by).astype(jnp.uint8)[..., None].repeat(3, axis=-1))
+
+
+GREY = np.random.default_rng(0).integers(0, 200, (21, 16, 16, 1), np.uint8).repeat(3, axis=-1)
+
+
+@pytest.fixture(autouse=True)
+def images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("images.npz", arr_0=GREY)
+
+
+def run(*options, size=16):
+    command = ["reconstructions", "images.npz", "--size", size, "--output", "out.json", *options]
+    evaluate.main(list(map(str, command)))
+    found = json.loads(Path("out.json").read_text())
+    return {figure["name"]: figure["value"] for figure in found["figures"]}, found
+
+
+@pytest.fixture
+def tokenizer(monkeypatch):
+    """Puts a tokenizer in the place of the one that is named."""
+
+    def put(made):
+        monkeypatch.setattr(tokenizers, "open_tokenizer", lambda name: made)
+
+    return put
+
+
+def test_the_identity_changes_nothing(tokenizer, monkeypatch):
+    tokenizer(Lightened())
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((16 * 16 * 3, 2048)).astype(np.float32)
+
+    def features(images):
+        pool = images.reshape(len(images), -1) @ matrix
+        return {"pool": pool, "probabilities": pool[:, :1008], "spatial": pool[:, :2023]}
+
+    monkeypatch.setattr(Network, "open", lambda path, protocol: Network("adm", "x", features))
+    monkeypatch.setattr(tokenizers.lpips_weights, "load", lambda vgg16, heads: lpips_params())
+    found, _ = run("--tokenizer", "x", "--inception", "x", "--vgg16", "x", "--lpips-heads", "x")
+    # JSON has no infinity.
+    assert found["PSNR"] is None
+    assert (found["SSIM"], found["LPIPS"]) == (pytest.approx(1), 0)
+    assert found["rFID"] == pytest.approx(0, abs=1e-3)
+
+
+def lpips_params():
+    images = jnp.zeros((1, 16, 16, 3))
+    params = tokenizers.LPIPS().init(jax.random.key(0), images, images)["params"]
+    return {name: jnp.ones_like(p) if "head" in name else p for name, p in params.items()}
+
+
+def test_figures_of_known_differences(tokenizer):
+    tokenizer(Lightened(by=10))
+    found, about = run("--tokenizer", "x")
+    assert found["PSNR"] == pytest.approx(28.131, abs=5e-4)
+    assert about["images"] == 21
+    counts = np.bincount(GREY[..., 0].reshape(-1), minlength=256)
+    assert found["codebook usage"] == (counts > 0).mean()
+    shares = counts[counts > 0] / counts.sum()
+    assert found["perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    original, _ = run("--tokenizer", "x", "--llamagen-ssim")
+    assert original["SSIM"] > found["SSIM"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_a_model_at_another_size_than_its_own(tmp_path, batch_size):
+    export.write(tmp_path / "tokenizer", *tiny.vqgan())
+    options = ["--tokenizer", tmp_path / "tokenizer", "--picture", "p.png"]
+    found, _ = run(*options, "--batch-size", batch_size, size=32)
+    again, _ = run(*options, size=32)
+    assert found == pytest.approx(again, rel=1e-3)
+    assert Image.open("p.png").size == (8 * 34 + 2, 4 * 34 + 2)
+
+
+def test_the_picture_shows_the_worst_and_the_best(tokenizer):
+    colours = GREY.copy()
+    # The decoder makes them grey.
+    colours[4, ..., 1] += 50
+    colours[9, ..., 1] += 30
+    np.savez("images.npz", arr_0=colours)
+    tokenizer(Lightened())
+    run("--tokenizer", "x", "--picture", "p.png")
+    picture = np.asarray(Image.open("p.png"))
+    np.testing.assert_array_equal(picture[2:18, 2:18], colours[4])
+    np.testing.assert_array_equal(picture[2:18, 20:36], colours[9])
+    np.testing.assert_array_equal(picture[20:36, 2:18], GREY[4])
+
+
+def test_bad_input_is_one_line(tmp_path):
+    export.write(tmp_path / "tokenizer", *tiny.vqgan())
+    for options, message in (
+        (["--tokenizer", "nope"], "--tokenizer: nope is neither a file"),
+        (
+            ["--tokenizer", "tokenizer", "--vgg16", "a"],
+            "LPIPS needs both --vgg16 and --lpips-heads",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: {message}"):
+            run(*options)
+    with pytest.raises(SystemExit, match=r"^error: image size 17 must be a positive multiple"):
+        run("--tokenizer", "tokenizer", size=17)
