@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh
 
 from llamagen_jax import sharding
@@ -229,6 +230,28 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 def write_t5(folder: Path, spiece: Path, config: T5Config = T5_CONFIG) -> Path:
     """A Hugging Face folder with a random encoder and the tokenizer `spiece`."""
     t5_weights.write_folder(folder, config, t5_tensors(config), spiece.read_bytes())
+    return folder
+
+
+def write_clip_tokenizer(folder: Path, vocab_size: int) -> Path:
+    """Byte pairs of `varied_captions`: every byte, alone and at the end of a word, then merges."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=700, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+    )
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner.train_from_iterator([text.lower() for text in varied_captions(300)], trainer)
+    model = json.loads(learner.to_str())["model"]
+    names = list(model["vocab"])
+    names += [f"{letter}</w>" for letter in letters if f"{letter}</w>" not in model["vocab"]]
+    names += [f"spare{number}" for number in range(vocab_size - len(names) - 2)]
+    ends = ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {name: number for number, name in enumerate([*names, *ends])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = [" ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     return folder
 
 

@@ -4,6 +4,8 @@ python -m llamagen_jax.evaluate images samples.npz VIRTUAL_imagenet256_labeled.n
     --inception pt_inception-2015-12-05-6726825d.pth
 python -m llamagen_jax.evaluate reconstructions imagenet/val --tokenizer vq_ds16_c2i \\
     --inception pt_inception-2015-12-05-6726825d.pth --picture worst_and_best.png
+python -m llamagen_jax.evaluate text samples.npz --prompts PartiPrompts.tsv \\
+    --clip clip-vit-base-patch32
 """
 
 import argparse
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from llamagen_jax import commands
 from llamagen_jax.errors import one_line_errors
-from llamagen_jax.evaluate import figures, images, tokenizers
+from llamagen_jax.evaluate import figures, images, texts, tokenizers
 from llamagen_jax.files import staged
 
 
@@ -46,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     of_reconstructions.set_defaults(run=tokenizers.evaluate)
     tokenizers.add_arguments(of_reconstructions)
-    for command in (of_images, of_reconstructions):
+    of_texts = subparsers.add_parser("text", help="samples beside their prompts: CLIP score")
+    of_texts.set_defaults(run=texts.evaluate)
+    texts.add_arguments(of_texts)
+    for command in (of_images, of_reconstructions, of_texts):
         command.add_argument(
             "--output", type=commands.path, metavar="FILE.json", help="write the figures there too"
         )

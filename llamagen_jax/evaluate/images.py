@@ -12,9 +12,10 @@ from absl import logging
 
 from llamagen_jax import commands
 from llamagen_jax.errors import InputError
-from llamagen_jax.evaluate import distances, features, image_sets, manifolds, scores
+from llamagen_jax.evaluate import distances, features, image_sets, manifolds, scores, texts
 from llamagen_jax.evaluate.features import PROTOCOLS, Features, Network
 from llamagen_jax.evaluate.figures import Figure
+from llamagen_jax.evaluate.image_sets import ImageSet
 from llamagen_jax.evaluate.statistics import (
     Statistics,
     load_statistics,
@@ -22,6 +23,7 @@ from llamagen_jax.evaluate.statistics import (
     save_statistics,
     standard_error,
 )
+from llamagen_jax.weights import clip as clip_weights
 
 
 class Reference(NamedTuple):
@@ -46,6 +48,7 @@ def evaluate(
     batch_size: int,
     keep: str | None,
     float16: bool,
+    clip: str | None,
     save: str | None,
 ) -> tuple[list[Figure], dict]:
     """Figures of the samples, and what they are of.
@@ -59,6 +62,7 @@ def evaluate(
       batch_size: images at a time.
       keep: folder to keep the features in, so that the same call goes on where it was stopped.
       float16: compute distances of precision and recall as ADM's evaluator does.
+      clip: folder of `weights.clip.load`, for CMMD; None leaves it out.
       save: file to write the samples' statistics to.
 
     Raises:
@@ -79,6 +83,8 @@ def evaluate(
         if warning := rank_warning(len(found), found.pool.shape[1]):
             logging.warning(warning)
         figures = list(_figures(protocol, found, statistics, against, float16))
+    if clip:
+        figures.append(_cmmd(clip, image_sets.open_images(reference, size), opened, batch_size))
     about = {
         "samples": samples,
         "reference": reference,
@@ -153,6 +159,16 @@ def _figures(
         yield Figure("KID", kid, standard_error(influence), compare)
 
 
+def _cmmd(folder: str, reference: ImageSet, samples: ImageSet, batch_size: int) -> Figure:
+    model, params = clip_weights.load(folder)
+    sets = [
+        texts.embed_images(model, params, images, batch_size) for images in (reference, samples)
+    ]
+    error = standard_error(distances.cmmd_influence(*sets))
+    compare = f"CMMD by {Path(folder).name}; published ones are by ViT-L/14 at 336 px"
+    return Figure("CMMD", distances.cmmd(*sets), error, compare)
+
+
 def _inception_scores(protocol: str, probabilities: np.ndarray) -> Iterator[Figure]:
     error = standard_error(scores.inception_score_influence(probabilities))
     count = len(probabilities)
@@ -213,6 +229,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--float16",
         action="store_true",
         help="distances of precision and recall as ADM's evaluator rounds them",
+    )
+    parser.add_argument(
+        "--clip",
+        type=commands.path,
+        metavar="FOLDER",
+        help="also CMMD, by a CLIP from Hugging Face (the published: clip-vit-large-patch14-336)",
     )
     parser.add_argument(
         "--save-statistics",

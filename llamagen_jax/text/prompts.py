@@ -20,9 +20,10 @@ from llamagen_jax.text.encoder import TextEncoder
 
 # In any case; the first one that there is.
 _COLUMNS = ("prompt", "prompts", "caption", "text")
+_CATEGORIES = ("category", "tag")
 _BATCH_SIZE_PER_DEVICE = 8
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_SUFFIXES = (".txt", *_DELIMITERS, ".jsonl")
+_SUFFIXES = (".txt", *_DELIMITERS, ".json", ".jsonl")
 
 
 def read_prompts(path: str | os.PathLike) -> list[str]:
@@ -31,10 +32,19 @@ def read_prompts(path: str | os.PathLike) -> list[str]:
     Of a .txt file the lines that are not blank, which are counted in a warning; of a .csv or .tsv
     file, quoted or not, such as PartiPrompts.tsv (github.com/google-research/parti), the column
     Prompt, Prompts, caption or text, in any case; of a .jsonl file the strings, or the values under
-    one of those keys. Text is UTF-8 or, with a byte order mark, UTF-16.
+    one of those keys; of COCO's captions (a .json file) the first caption of each image, by their
+    numbers. Text is UTF-8 or, with a byte order mark, UTF-16.
 
     Raises:
       InputError: the file is missing, of another kind or no such text, or has no such column.
+    """
+    return [prompt for prompt, _ in read_categories(path)]
+
+
+def read_categories(path: str | os.PathLike) -> list[tuple[str, str]]:
+    """The prompts of `read_prompts`, each with its category, "" where the file has none.
+
+    A category is in the column or under the key Category or tag.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -45,12 +55,14 @@ def read_prompts(path: str | os.PathLike) -> list[str]:
         )
     text = _read_text(path)
     if suffix in _DELIMITERS:
-        return _read_column(path, text, _DELIMITERS[suffix])
+        return _read_columns(path, text, _DELIMITERS[suffix])
+    if suffix == ".json":
+        return [(caption, "") for caption in _read_coco(path, text)]
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if blank := text.rstrip().count("\n") + bool(lines) - len(lines):
         logging.warning("%s: left out %d blank lines", path, blank)
     if suffix == ".txt":
-        return [line.rstrip("\r") for _, line in lines]
+        return [(line.rstrip("\r"), "") for _, line in lines]
     return [_read_json(f"line {number} of {path}", line) for number, line in lines]
 
 
@@ -71,7 +83,7 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _read_column(path: Path, text: str, delimiter: str) -> list[str]:
+def _read_columns(path: Path, text: str, delimiter: str) -> list[tuple[str, str]]:
     csv.field_size_limit(len(text) + 1)
     try:
         table = [row for row in _rows(io.StringIO(text, newline=""), delimiter) if row]
@@ -88,7 +100,11 @@ def _read_column(path: Path, text: str, delimiter: str) -> list[str]:
         raise InputError(
             f"{path} has no column Prompt, Prompts, caption or text; its columns are: {found}"
         )
-    return [row[column] if column < len(row) else "" for row in table[1:]]
+    category = next((names.index(name) for name in _CATEGORIES if name in names), len(names))
+    return [
+        (row[column] if column < len(row) else "", row[category] if category < len(row) else "")
+        for row in table[1:]
+    ]
 
 
 def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
@@ -114,17 +130,29 @@ def _read_unquoted(path: Path, text: str, delimiter: str) -> list[list[str]]:
     return table
 
 
-def _read_json(where: str, line: str) -> str:
+def _read_json(where: str, line: str) -> tuple[str, str]:
     try:
         value = json.loads(line)
     except ValueError as error:
         raise InputError(f"{where} is no JSON: {error}") from error
+    category = ""
     if isinstance(value, dict):
         fields = {key.lower(): value[key] for key in value}
         value = next((fields[name] for name in _COLUMNS if name in fields), None)
+        category = next((str(fields[name]) for name in _CATEGORIES if name in fields), "")
     if not isinstance(value, str):
         raise InputError(f"{where} has no string, nor one under prompt, prompts, caption or text")
-    return value
+    return value, category
+
+
+def _read_coco(path: Path, text: str) -> list[str]:
+    try:
+        annotations = json.loads(text)["annotations"]
+        annotations.sort(key=lambda a: (a["image_id"], a["id"]), reverse=True)
+        first = {a["image_id"]: a["caption"].strip() for a in annotations}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} holds no captions as COCO's do: {error!r}") from error
+    return [first[image] for image in sorted(first)]
 
 
 def check_prompts(prompts: Sequence[str], source: str) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from llamagen_jax.data.records import write_dataset
 from llamagen_jax.evaluate import __main__ as evaluate
 from llamagen_jax.evaluate import features
+from llamagen_jax.evaluate import images as images_command
 from llamagen_jax.evaluate.features import Network
 
 PIXELS = 8 * 8 * 3
@@ -198,3 +199,15 @@ def test_bad_input_is_one_line(tmp_path):
     assert "holds no mu_s and sigma_s" in fails("samples.npz", "other.npz")
     np.savez("none.npz", a=1)
     assert "holds neither images (arr_0) nor statistics" in fails("samples.npz", "none.npz")
+
+
+def test_cmmd_of_a_clip_is_beside_the_others(figures, monkeypatch):
+    def embed(model, params, images, batch_size):
+        rows = np.concatenate(list(images.batches(8))).reshape(images.count, -1)[:, :20] / 255 - 0.5
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    monkeypatch.setattr(images_command.clip_weights, "load", lambda folder: (None, None))
+    monkeypatch.setattr(images_command.texts, "embed_images", embed)
+    found, _ = run("samples.npz", "reference.npz", "--clip", "x")
+    assert found.pop("CMMD") > 0
+    assert found == figures

@@ -19,24 +19,7 @@ CONFIG = CLIPConfig(vocab_size=1200)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Byte pairs of `varied_captions`: every byte, alone and at the end of a word, then merges."""
-    folder = tmp_path_factory.mktemp("clip")
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=700, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
-    )
-    learner = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learner.train_from_iterator([text.lower() for text in tiny.varied_captions(300)], trainer)
-    model = json.loads(learner.to_str())["model"]
-    names = list(model["vocab"])
-    names += [f"{letter}</w>" for letter in letters if f"{letter}</w>" not in model["vocab"]]
-    names += [f"spare{number}" for number in range(CONFIG.vocab_size - len(names) - 2)]
-    vocabulary = {name: number for number, name in enumerate([*names, START, END])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    merges = [" ".join(pair) for pair in model["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    return folder
+    return tiny.write_clip_tokenizer(tmp_path_factory.mktemp("clip"), CONFIG.vocab_size)
 
 
 def test_tokens_are_those_of_transformers(folder):

@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.text.prompts import check_prompts, read_prompts
+from llamagen_jax.text.prompts import check_prompts, read_categories, read_prompts
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_read_prompts(name, content, expected, tmp_path):
         ("a.csv", b'Prompt,b\n"a" b, c,d\n', r"^line 2 of .*a\.csv has 3 fields instead of 2"),
         ("a.jsonl", b'"a"\n{"prompt": 3}', r"^line 2 of .*a\.jsonl has no string"),
         ("a.jsonl", b"a cat", r"^line 1 of .*a\.jsonl is no JSON"),
-        ("a.json", b"[]", r"a\.json is not called \.txt, \.csv, \.tsv or \.jsonl"),
+        ("a.json", b"[]", r"a\.json holds no captions as COCO's do"),
         ("a.txt", None, r"a\.txt cannot be read: .*No such file"),
     ],
 )
@@ -73,6 +75,19 @@ def test_empty_prompts_are_named(prompts, message):
     with pytest.raises(InputError, match=message):
         check_prompts(prompts, "a.txt")
     check_prompts(["a cat"], "a.txt")
+
+
+def test_categories_and_the_captions_of_coco(tmp_path):
+    (tmp_path / "a.tsv").write_text("Prompt\tCategory\na\tAnimals\nb\n")
+    assert read_categories(tmp_path / "a.tsv") == [("a", "Animals"), ("b", "")]
+    (tmp_path / "a.jsonl").write_text('{"tag": "color_attr", "prompt": "a"}\n"b"')
+    assert read_categories(tmp_path / "a.jsonl") == [("a", "color_attr"), ("b", "")]
+    captions = [(2, 9, "d"), (1, 8, "b"), (1, 7, "a "), (2, 10, "e")]
+    values = [{"image_id": i, "id": n, "caption": text} for i, n, text in captions]
+    (tmp_path / "coco.json").write_text(json.dumps({"annotations": values}))
+    assert read_prompts(tmp_path / "coco.json") == ["a", "d"]
+    with pytest.raises(InputError, match=r"a\.md is not called \.txt, \.csv, \.tsv, \.json or"):
+        read_prompts(tmp_path / "a.md")
 
 
 def test_utf_16_and_blank_lines(tmp_path, caplog):

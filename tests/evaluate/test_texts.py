@@ -1,0 +1,96 @@
+"""The command that compares images with their prompts, on a CLIP of random weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from llamagen_jax.evaluate import __main__ as evaluate
+from llamagen_jax.evaluate import texts
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TOWER = {"num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {"hidden_size": 24, "intermediate_size": 40, "vocab_size": 1200, "eos_token_id": 1199}
+VISION = {"hidden_size": 32, "intermediate_size": 48, "image_size": 24, "patch_size": 6}
+PROMPTS = ["a red fox", "two cats", "a teapot", "snow", "a blue bird"]
+CATEGORIES = ["Animals", "Animals", "Objects", "World", "Animals"]
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 24, 24, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder of a CLIP, and the model that `transformers` makes of it."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config=TOWER | TEXT, vision_config=TOWER | VISION, projection_dim=20
+    )
+    theirs = transformers.CLIPModel(config).eval()
+    theirs.save_pretrained(folder)
+    return tiny.write_clip_tokenizer(folder, 1200), theirs
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("samples.npz", arr_0=IMAGES)
+    lines = ["Prompt\tCategory", *map("\t".join, zip(PROMPTS, CATEGORIES, strict=True))]
+    Path("prompts.tsv").write_text("\n".join(lines))
+
+
+def run(*args):
+    evaluate.main([*map(str, args), "--output", "out.json"])
+    found = json.loads(Path("out.json").read_text())["figures"]
+    return {figure["name"]: figure["value"] for figure in found}
+
+
+def test_scores_are_cosines_of_transformers_embeddings(model):
+    folder, theirs = model
+    found = run("text", "samples.npz", "--prompts", "prompts.tsv", "--clip", folder)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+    tokens = tokenizer(
+        [texts.PREFIX + prompt for prompt in PROMPTS],
+        padding="max_length",
+        max_length=77,
+        return_tensors="pt",
+    )
+    # OpenAI's.
+    mean = np.array([0.48145466, 0.4578275, 0.40821073])
+    std = np.array([0.26862954, 0.26130258, 0.27577711])
+    pixels = torch.from_numpy(((IMAGES / 255 - mean) / std).transpose(0, 3, 1, 2)).float()
+    with torch.no_grad():
+        output = theirs(input_ids=tokens["input_ids"], pixel_values=pixels)
+    cosines = (output.image_embeds * output.text_embeds.repeat_interleave(2, 0)).sum(1).numpy()
+    assert found.pop("CLIP score") == pytest.approx(cosines.mean(), abs=1e-5)
+    categories = np.repeat(CATEGORIES, 2)
+    assert found == {
+        name: pytest.approx(cosines[categories == name].mean(), abs=1e-5)
+        for name in ("Animals", "Objects", "World")
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_scores_do_not_depend_on_the_batch_size(model, batch_size):
+    command = ["text", "samples.npz", "--prompts", "prompts.tsv", "--clip", model[0]]
+    assert run(*command, "--batch-size", batch_size) == pytest.approx(run(*command), abs=1e-6)
+
+
+def test_images_and_prompts_must_pair(model, tmp_path):
+    def fails(samples, prompts="prompts.tsv"):
+        with pytest.raises(SystemExit) as error:
+            run("text", samples, "--prompts", prompts, "--clip", model[0])
+        return str(error.value)
+
+    np.savez("nine.npz", arr_0=IMAGES[:9])
+    assert "nine.npz has 9 images and prompts.tsv 5 prompts: give" in fails("nine.npz")
+    recorded = np.repeat(PROMPTS, 2)
+    np.savez("right.npz", arr_0=IMAGES, prompts=recorded)
+    run("text", "right.npz", "--prompts", "prompts.tsv", "--clip", model[0])
+    recorded[3] = "two dogs"
+    np.savez("other.npz", arr_0=IMAGES, prompts=recorded)
+    line = fails("other.npz")
+    assert "image 3 of other.npz is of the prompt 'two dogs', but prompts.tsv has 'two c" in line
