@@ -23,6 +23,7 @@ from llamagen_jax.images import captioned_grid, grid, save_png
 from llamagen_jax.interruption import told_kept
 from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.sample_parts import SampleParts, write_npz
+from llamagen_jax.sampling.options import SETTINGS, add_settings
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts, read_prompts
 from llamagen_jax.weights import export
@@ -31,16 +32,6 @@ from llamagen_jax.weights.kinds import describe
 
 # Text features of more prompts would not fit in memory; the text encoder is opened once for these.
 _SUBJECTS_AT_ONCE = 1024
-
-_SETTINGS = (
-    "seed",
-    "guidance_scale",
-    "guidance_interval",
-    "temperature",
-    "top_k",
-    "top_p",
-    "greedy",
-)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,11 +58,11 @@ def run(args: argparse.Namespace) -> None:
     generator = ImageGenerator.open(args.generator, tokenizer, text_encoder or None)
     is_text = generator.config.condition == "text"
     _check_condition(args, generator.config, text_encoder)
-    settings = generator.settings(**{name: getattr(args, name) for name in _SETTINGS})
+    settings = generator.settings(**{name: getattr(args, name) for name in SETTINGS})
     subjects = np.array(prompts) if is_text else _labels(args.labels, generator)
     output = Path(args.output)
     suffix = output.suffix.lower()
-    shown = {name: value for name in _SETTINGS if (value := getattr(settings, name)) is not None}
+    shown = {name: value for name in SETTINGS if (value := getattr(settings, name)) is not None}
     shown["generator"] = Path(args.generator).resolve().name
     # Opened before the long work, so that a path that cannot be written is known at once.
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
@@ -174,28 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--count", type=commands.whole, default=1, help="images per label or prompt (1)"
     )
-    what.add_argument(
-        "--seed", type=commands.seed, default=0, help="another seed, other images (0)"
-    )
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--guidance-scale",
-        type=commands.number,
-        help="1 for no guidance (1 for classes, 7.5 for prompts)",
-    )
-    how.add_argument(
-        "--guidance-interval",
-        type=commands.whole_or_zero,
-        help="guide only the first N + 2 codes (all of them)",
-    )
-    how.add_argument("--temperature", type=commands.number, default=1.0, help="above 0 (1)")
-    how.add_argument(
-        "--top-k",
-        type=commands.whole_or_zero,
-        help="0 keeps all codes (0 for classes, 1000 for prompts)",
-    )
-    how.add_argument("--top-p", type=commands.number, default=1.0, help="1 keeps all codes (1)")
-    how.add_argument("--greedy", action="store_true", help="always the most probable code")
+    add_settings(how)
     how.add_argument("--batch-size", type=commands.whole, default=32, help="images at a time (32)")
     output = parser.add_argument_group("output")
     output.add_argument(

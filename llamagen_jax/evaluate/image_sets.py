@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -17,6 +18,8 @@ from llamagen_jax.data import image_files, transforms
 from llamagen_jax.data.sources import ArrayRecordSource, Source
 from llamagen_jax.data.tar_shards import TarShardsSource
 from llamagen_jax.errors import InputError
+from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.weights import export
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,49 @@ def open_images(path: str, size: int | None = None) -> ImageSet:
     if found.count < 2:
         raise InputError(f"{path} holds {found.count} images; at least 2 are needed")
     return found
+
+
+def generated(
+    name: str,
+    tokenizer: str | None,
+    *,
+    count: int,
+    batch_size: int,
+    size: int | None,
+    **fields: Any,
+) -> ImageSet:
+    """Images that a class-conditional generator draws when they are read, the classes in turn.
+
+    Args:
+      name, tokenizer: of `ImageGenerator.open`; None takes the tokenizer that a work folder names.
+      count: how many.
+      batch_size: drawn at a time.
+      size: of `generate_images`.
+      **fields: of `ImageGenerator.settings`.
+
+    Raises:
+      InputError: a model is missing or damaged, or is conditioned on text.
+    """
+    tokenizer = tokenizer or export.recorded(name).get("tokenizer")
+    if not tokenizer:
+        raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
+    generator = ImageGenerator.open(name, tokenizer)
+    if generator.config.condition != "class":
+        raise InputError(f"{name} draws from prompts: evaluate what `sample.py` writes of it")
+    settings = generator.settings(**fields)
+    labels = np.arange(count, dtype=np.int32) % generator.config.num_classes
+
+    def read(start: int) -> Iterator[np.ndarray]:
+        options = {"start": start, "batch_size": batch_size, "size": size}
+        for samples in generator.sample({"condition": labels}, settings, **options):
+            yield from samples.images
+
+    return ImageSet(f"{name} with {settings}", count, read)
+
+
+def is_generator(path: str) -> bool:
+    """Whether a folder holds a model, as an export or as the work folder of a run."""
+    return (Path(path) / "config.json").exists()
 
 
 def holds_images(path: str) -> bool:

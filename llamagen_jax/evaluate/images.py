@@ -5,7 +5,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -23,6 +23,7 @@ from llamagen_jax.evaluate.statistics import (
     save_statistics,
     standard_error,
 )
+from llamagen_jax.sampling.options import add_settings
 from llamagen_jax.weights import clip as clip_weights
 
 
@@ -50,12 +51,16 @@ def evaluate(
     float16: bool,
     clip: str | None,
     save: str | None,
+    tokenizer: str | None,
+    count: int,
+    resize: int | None,
+    **settings: Any,
 ) -> tuple[list[Figure], dict]:
     """Figures of the samples, and what they are of.
 
     Args:
-      samples, reference: of `image_sets.open_images`; the reference may also be a file of
-        statistics, with images or without.
+      samples, reference: of `image_sets.open_images`; the samples may also be a generator, see
+        `image_sets.generated`, and the reference a file of statistics, with images or without.
       network: file of `weights.inception.load`.
       protocol: one of `PROTOCOLS`.
       size: of `image_sets.open_images`.
@@ -63,12 +68,17 @@ def evaluate(
       keep: folder to keep the features in, so that the same call goes on where it was stopped.
       float16: compute distances of precision and recall as ADM's evaluator does.
       clip: folder of `weights.clip.load`, for CMMD; None leaves it out.
+      tokenizer, count, resize, **settings: of `image_sets.generated`, for a generator.
       save: file to write the samples' statistics to.
 
     Raises:
       InputError: something cannot be read, or the two cannot be compared.
     """
-    opened = image_sets.open_images(samples, size)
+    if image_sets.is_generator(samples):
+        options = {"count": count, "batch_size": batch_size, "size": resize, **settings}
+        opened = image_sets.generated(samples, tokenizer, **options)
+    else:
+        opened = image_sets.open_images(samples, size)
     net = Network.open(network, protocol)
     with _folder(keep) as folder:
         found = features.compute(opened, net, folder / "samples", batch_size)
@@ -188,7 +198,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "samples",
         type=commands.path,
         metavar="SAMPLES",
-        help=".npz with arr_0, folder of images, dataset folder or folder of tar shards",
+        help=".npz with arr_0, folder of images, dataset folder or folder of tar shards; or the "
+        "export or work folder of a class-conditional generator, which then draws them",
     )
     parser.add_argument(
         "reference",
@@ -243,3 +254,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.npz",
         help="write mu, sigma, mu_s and sigma_s of SAMPLES, to be a REFERENCE",
     )
+    drawn = parser.add_argument_group("for a generator")
+    drawn.add_argument(
+        "--tokenizer", type=commands.path, help="its VQGAN (the one that its run named)"
+    )
+    drawn.add_argument(
+        "--count", type=commands.whole, default=50_000, help="images, classes in turn (50000)"
+    )
+    drawn.add_argument(
+        "--resize", type=commands.whole, metavar="N", help="to N px, as for the published FIDs"
+    )
+    add_settings(drawn)

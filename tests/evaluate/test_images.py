@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
+from llamagen_jax import sample
 from llamagen_jax.data.records import write_dataset
 from llamagen_jax.evaluate import __main__ as evaluate
-from llamagen_jax.evaluate import features
+from llamagen_jax.evaluate import features, image_sets
 from llamagen_jax.evaluate import images as images_command
 from llamagen_jax.evaluate.features import Network
 
@@ -211,3 +213,18 @@ def test_cmmd_of_a_clip_is_beside_the_others(figures, monkeypatch):
     found, _ = run("samples.npz", "reference.npz", "--clip", "x")
     assert found.pop("CMMD") > 0
     assert found == figures
+
+
+def test_a_generator_draws_its_samples(tmp_path):
+    generator, tokenizer = tiny.exports(tmp_path / "models")
+    models = ["--tokenizer", tokenizer, "--guidance-scale", 2, "--resize", 8]
+    np.savez("large.npz", arr_0=REFERENCE.repeat(4, 1).repeat(4, 2))
+    _, about = run(generator, "large.npz", *models, "--count", 24, "--size", 8)
+    assert about["images"] == 24
+    command = ["--generator", generator, *models, "--output", "own.npz"]
+    sample.main(list(map(str, command)))
+    settings = {"count": 24, "batch_size": 8, "size": 8, "guidance_scale": 2.0, "seed": 0}
+    drawn = image_sets.generated(str(generator), str(tokenizer), **settings)
+    with np.load("own.npz") as own:
+        np.testing.assert_allclose(next(drawn.read(3)).astype(int), own["arr_0"][3], atol=1)
+    assert "give --tokenizer" in fails(generator, "large.npz")
