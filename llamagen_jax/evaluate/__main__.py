@@ -6,15 +6,18 @@ python -m llamagen_jax.evaluate reconstructions imagenet/val --tokenizer vq_ds16
     --inception pt_inception-2015-12-05-6726825d.pth --picture worst_and_best.png
 python -m llamagen_jax.evaluate text samples.npz --prompts PartiPrompts.tsv \\
     --clip clip-vit-base-patch32
+python -m llamagen_jax.evaluate verify c2i_L_384 VIRTUAL_imagenet256_labeled.npz \\
+    --inception pt_inception-2015-12-05-6726825d.pth
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from llamagen_jax import commands
 from llamagen_jax.errors import one_line_errors
-from llamagen_jax.evaluate import figures, images, texts, tokenizers
+from llamagen_jax.evaluate import figures, images, texts, tokenizers, verify
 from llamagen_jax.files import staged
 
 
@@ -29,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         if output:
             with staged(output, overwrite=True) as partial:
                 partial.write_text(json.dumps(figures.as_json(found, about), indent=2) + "\n")
+        if not about.get("passed", True):
+            sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     of_texts = subparsers.add_parser("text", help="samples beside their prompts: CLIP score")
     of_texts.set_defaults(run=texts.evaluate)
     texts.add_arguments(of_texts)
-    for command in (of_images, of_reconstructions, of_texts):
+    of_published = subparsers.add_parser(
+        "verify",
+        help="a published model beside its published figure",
+        description="Measures the published figure of a model with the settings that it was "
+        "published with: 50,000 samples, the classes in turn. Ends with status 1 where it differs.",
+    )
+    of_published.set_defaults(run=verify.evaluate)
+    verify.add_arguments(of_published)
+    for command in (of_images, of_reconstructions, of_texts, of_published):
         command.add_argument(
             "--output", type=commands.path, metavar="FILE.json", help="write the figures there too"
         )

@@ -20,6 +20,8 @@ from llamagen_jax.data.tar_shards import TarShardsSource
 from llamagen_jax.errors import InputError
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.weights import export
+from llamagen_jax.weights.published import PUBLISHED
+from llamagen_jax.weights.torch_files import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,11 @@ def generated(
     return ImageSet(f"{name} with {settings}", count, read)
 
 
-def is_generator(path: str) -> bool:
-    """Whether a folder holds a model, as an export or as the work folder of a run."""
-    return (Path(path) / "config.json").exists()
+def is_generator(name: str) -> bool:
+    """Whether it is a model: an export or work folder, a file of weights or a published name."""
+    path = Path(name)
+    is_file = path.is_file() and path.suffix in SUFFIXES
+    return is_file or (path / "config.json").exists() or name in PUBLISHED
 
 
 def holds_images(path: str) -> bool:

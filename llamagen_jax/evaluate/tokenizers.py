@@ -46,13 +46,13 @@ def evaluate(
     images: str,
     tokenizer: str,
     *,
-    network: str | None,
-    vgg16: str | None,
-    lpips_heads: str | None,
-    size: int,
-    batch_size: int,
-    llamagen_ssim: bool,
-    picture: str | None,
+    network: str | None = None,
+    vgg16: str | None = None,
+    lpips_heads: str | None = None,
+    size: int = 256,
+    batch_size: int = 16,
+    llamagen_ssim: bool = False,
+    picture: str | None = None,
 ) -> tuple[list[Figure], dict]:
     """Figures of the reconstructions of a set of images, and what they are of.
 
