@@ -6,10 +6,11 @@ against people.
 
 import concurrent.futures
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import xxhash
 
@@ -26,7 +27,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
     Raises:
       OSError: it cannot be written.
-      ValueError: the object has an entry of that name.
+      ValueError: the object has an entry of that name, or nan or infinity in it.
     """
     entries = dict(values)
     if _ENTRY in entries:
@@ -42,7 +43,9 @@ def read_json(path: Path) -> dict[str, Any]:
       InputError: it is no JSON object, or has nan or infinity in it, or its digest is of another.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        values = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite
+        )
     except ValueError as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
@@ -72,9 +75,15 @@ def in_threads(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
 
 def _of_json(values: dict[str, Any]) -> str:
     # Through JSON, so that tuples and numpy's strings are what they will be read as.
-    canonical = json.dumps(json.loads(json.dumps(values)), sort_keys=True)
+    canonical = json.dumps(json.loads(json.dumps(values, allow_nan=False)), sort_keys=True)
     return xxhash.xxh3_128_hexdigest(canonical.encode())
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+def _finite(number: str) -> float:
+    value = float(number)
+    # 1e999 is JSON, and more than a float holds.
+    return value if math.isfinite(value) else _refuse(number)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no finite number of JSON")

@@ -1,12 +1,14 @@
 """Export folders: exact, atomic, readable by the safetensors library, and clear when broken."""
 
 import json
+import math
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from llamagen_jax.digests import write_json
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
@@ -99,9 +101,19 @@ def test_a_configuration_that_changed_is_named(folder):
     values.pop("digest")
     path.write_text(json.dumps(values | {"note": "mine"}))
     assert export.read(folder)[2]["note"] == "mine"
-    path.write_text('{"model": "Llama", "config": {"norm_eps": NaN}}')
-    with pytest.raises(InputError, match="NaN is no number of JSON"):
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_configuration_with_a_number_that_is_not_finite_is_named(folder, number):
+    (folder / "config.json").write_text(f'{{"model": "Llama", "config": {{"norm_eps": {number}}}}}')
+    with pytest.raises(InputError, match=rf"config\.json .*{number} is no finite number of JSON"):
         export.read(folder)
+
+
+def test_a_number_that_could_not_be_read_back_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "config.json", {"norm_eps": math.nan})
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_a_missing_configuration_is_named(tmp_path):
