@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from llamagen_jax.digests import write_json
+from llamagen_jax.digests import read_json, write_json
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 from llamagen_jax.generation import Samples
@@ -66,10 +66,7 @@ class SampleParts:
         return self.folder / f"{first:08d}.npz"
 
     def _check(self, note: Path, begun_with: Mapping[str, Any]) -> None:
-        try:
-            before = json.loads(note.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{note} is damaged: remove {self.folder}") from error
+        before = read_json(note)
         for name, value in json.loads(json.dumps(begun_with)).items():
             if before.get(name) != value:
                 raise InputError(

@@ -19,7 +19,9 @@ from PIL import Image
 from llamagen_jax import flops, sharding, zoo
 from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.sources import open_source
+from llamagen_jax.evaluate.manifolds import manifold_hits
 from llamagen_jax.models import attention
+from llamagen_jax.models.inception import Inception
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.sampling.generate import generate
@@ -253,6 +255,29 @@ def _load(bench: Bench) -> Iterator[Timing]:
         yield bench.time("the same without digests", shapes, load, count=size, unit="GB")
 
 
+def _evaluate(bench: Bench) -> Iterator[Timing]:
+    images = np.zeros((bench.setting.image_batch_size * 8, 256, 256, 3), np.uint8)
+    model = Inception()
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    run = jax.jit(model.apply)
+    shapes = f"Inception, {list(images.shape)}"
+    yield bench.time(
+        "features of FID", shapes, lambda: run(variables, images), count=len(images), unit="images"
+    )
+    count, width = 10_000, 2048
+    features = np.random.default_rng(0).standard_normal((2, count, width), np.float32)
+    yield bench.time(
+        "precision and recall",
+        f"{count} x {count} of {width} features",
+        lambda: np.array(manifold_hits(*features)),
+        count=count,
+        unit="images",
+        limit="matrix product",
+        # Three products: each set with itself, and with the other.
+        work=3 * 2 * count**2 * width,
+    )
+
+
 def _input(bench: Bench) -> Iterator[Timing]:
     with tempfile.TemporaryDirectory() as folder:
         size = _write_jpegs(Path(folder) / "class") // 1000
@@ -280,6 +305,7 @@ BENCHMARKS = {
     "images": _images,
     "compile": _compile,
     "load": _load,
+    "evaluate": _evaluate,
     "input pipeline": _input,
 }
 
