@@ -22,6 +22,13 @@ from llamagen_jax.generation import ImageGenerator, Samples
 from llamagen_jax.images import captioned_grid, grid, save_png
 from llamagen_jax.interruption import told_kept
 from llamagen_jax.models.llama import LlamaConfig
+from llamagen_jax.sample_folders import (
+    LAYOUTS,
+    check_layout,
+    write_dpg,
+    write_geneval,
+    write_numbered,
+)
 from llamagen_jax.sample_parts import SampleParts, write_npz
 from llamagen_jax.sampling.options import SETTINGS, add_settings
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -64,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     suffix = output.suffix.lower()
     shown = {name: value for name in SETTINGS if (value := getattr(settings, name)) is not None}
     shown["generator"] = Path(args.generator).resolve().name
+    check_layout(args.layout, suffix not in (".png", ".npz"), is_text, args.count)
     # Opened before the long work, so that a path that cannot be written is known at once.
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
         repeated = np.repeat(subjects, args.count)
@@ -72,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
             _write_grid(partial, samples.images, repeated, shown, args.columns or args.count)
         else:
             parts = _kept(args, generator, subjects, settings, shown)
-            _write(partial, suffix, parts, repeated, shown)
+            _write(partial, args, parts, repeated, shown)
     if suffix != ".png":
         parts.remove()
     print(f"wrote {len(repeated)} images to {output}")
@@ -179,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
         "text chunks (samples.png)",
     )
     output.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="numbered",
+        help="of a folder: numbered PNGs, or as the tools of GenEval (--prompt-file of its "
+        "metadata .jsonl) or DPG-Bench (--prompt-file of its folder of .txt) read it (numbered)",
+    )
+    output.add_argument(
         "--resize",
         type=commands.whole,
         metavar="N",
@@ -213,21 +228,22 @@ def _check_condition(
 
 def _write(
     path: Path,
-    suffix: str,
+    args: argparse.Namespace,
     parts: Iterable[Samples],
     subjects: np.ndarray,
     settings: Mapping[str, Any],
 ) -> None:
     """Writes a .npz or a folder; `subjects` are the labels or the prompts of the images."""
-    kind = _kind(subjects)
-    if suffix == ".npz":
+    kind, prompt_file = _kind(subjects), args.prompt_file or ""
+    prompts = subjects[:: args.count].tolist()
+    if Path(args.output).suffix.lower() == ".npz":
         write_npz(path, parts, **{f"{kind}s": subjects})
-        return
-    images = (image for part in parts for image in part.images)
-    numbered = enumerate(zip(images, subjects.tolist(), strict=True))
-    for i, (image, subject) in tqdm(numbered, total=len(subjects), desc="writing", delay=2):
-        name = f"{i:06d}.png" if kind == "prompt" else f"{i:06d}_class_{subject}.png"
-        save_png(path / name, image, {kind: subject, "number": i, **settings})
+    elif args.layout == "geneval":
+        write_geneval(path, parts, prompts, args.count, prompt_file)
+    elif args.layout == "dpg":
+        write_dpg(path, parts, prompts, prompt_file)
+    else:
+        write_numbered(path, parts, kind, subjects.tolist(), settings)
 
 
 def _write_grid(

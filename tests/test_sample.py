@@ -440,6 +440,31 @@ def test_impossible_settings_and_outputs_are_named(models, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
+def test_folders_that_benchmarks_read(text_models, tmp_path):
+    lines = ['{"tag": "colors", "prompt": "a cat", "include": []}', '{"prompt": "a dog"}']
+    (tmp_path / "geneval.jsonl").write_text("\n".join(lines))
+    (tmp_path / "dpg").mkdir()
+    for name, prompt in (("b7", "a dog"), ("a12", "a cat")):
+        (tmp_path / "dpg" / f"{name}.txt").write_text(f"{prompt}\n")
+    command = [*text_models, "--count", "4", "--prompt-file"]
+    run(*command, "geneval.jsonl", "--output", "own", "--layout", "geneval")
+    run(*command, "dpg", "--output", "pictures", "--layout", "dpg")
+    run(*command, "geneval.jsonl", "--output", "a.npz")
+    images = read(tmp_path / "a.npz")["arr_0"]
+    for i, image in enumerate(images):
+        path = tmp_path / "own" / f"{i // 4:05d}" / "samples" / f"{i % 4:04d}.png"
+        np.testing.assert_array_equal(Image.open(path), image)
+    assert (tmp_path / "own/00000/metadata.jsonl").read_text() == lines[0] + "\n"
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a12.png", "b7.png"]
+    picture = np.asarray(Image.open("pictures/b7.png"))
+    np.testing.assert_array_equal(picture[:32, 32:], images[5])
+    np.testing.assert_array_equal(picture[32:, :32], images[6])
+    line = fails(*command, "dpg", "--output", "x", "--layout", "dpg", "--count", "3")
+    assert "--layout dpg shows 4 images of each prompt: give --count 4" in line
+    line = fails(*command, "dpg", "--output", "x.npz", "--layout", "geneval")
+    assert "--layout geneval is a folder of images of prompts" in line
+
+
 def test_the_command_line():
     shown = subprocess.run(
         [sys.executable, sample.__file__, "--help"], capture_output=True, text=True, check=True

@@ -14,6 +14,7 @@ from absl import logging
 from tqdm import tqdm
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.files import is_hidden
 from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.text.captions import clean
 from llamagen_jax.text.encoder import TextEncoder
@@ -33,7 +34,8 @@ def read_prompts(path: str | os.PathLike) -> list[str]:
     file, quoted or not, such as PartiPrompts.tsv (github.com/google-research/parti), the column
     Prompt, Prompts, caption or text, in any case; of a .jsonl file the strings, or the values under
     one of those keys; of COCO's captions (a .json file) the first caption of each image, by their
-    numbers. Text is UTF-8 or, with a byte order mark, UTF-16.
+    numbers; of a folder, such as DPG-Bench's, each .txt file. Text is UTF-8 or, with a byte order
+    mark, UTF-16.
 
     Raises:
       InputError: the file is missing, of another kind or no such text, or has no such column.
@@ -47,13 +49,15 @@ def read_categories(path: str | os.PathLike) -> list[tuple[str, str]]:
     A category is in the column or under the key Category or tag.
     """
     path = Path(path)
+    if path.is_dir():
+        return [(" ".join(read_text(file).split()), "") for file in prompt_files(path)]
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise InputError(
             f"{path} is not called {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}, so its format "
             "is not known"
         )
-    text = _read_text(path)
+    text = read_text(path)
     if suffix in _DELIMITERS:
         return _read_columns(path, text, _DELIMITERS[suffix])
     if suffix == ".json":
@@ -66,7 +70,17 @@ def read_categories(path: str | os.PathLike) -> list[tuple[str, str]]:
     return [_read_json(f"line {number} of {path}", line) for number, line in lines]
 
 
-def _read_text(path: Path) -> str:
+def prompt_files(folder: Path) -> list[Path]:
+    """The .txt files of a folder, in the order of their names."""
+    return sorted(p for p in folder.glob("*.txt") if not is_hidden(p.name))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8 or, with a byte order mark, UTF-16.
+
+    Raises:
+      InputError: it cannot be read or is no such text.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
