@@ -198,8 +198,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "samples",
         type=commands.path,
         metavar="SAMPLES",
-        help=".npz with arr_0, folder of images, dataset folder or folder of tar shards; or the "
-        "export or work folder of a class-conditional generator, which then draws them",
+        help=f"{image_sets.KINDS}; or a class-conditional generator, as an export or work folder, "
+        "file or name, which then draws them",
     )
     parser.add_argument(
         "reference",

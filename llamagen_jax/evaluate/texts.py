@@ -159,8 +159,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "samples",
         type=commands.path,
         metavar="SAMPLES",
-        help=".npz with arr_0, folder of images, dataset folder or folder of tar shards; as many "
-        "images of each prompt, in the order of the prompts",
+        help=f"{image_sets.KINDS}; as many images of each prompt, in the order of the prompts",
     )
     parser.add_argument(
         "--prompts",

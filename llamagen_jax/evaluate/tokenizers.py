@@ -216,7 +216,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         type=commands.path,
         metavar="IMAGES",
-        help=".npz with arr_0, folder of images, dataset folder or folder of tar shards",
+        help=image_sets.KINDS,
     )
     parser.add_argument(
         "--tokenizer",
