@@ -23,7 +23,6 @@ from llamagen_jax.weights import export
 from llamagen_jax.weights.published import PUBLISHED
 from llamagen_jax.weights.torch_files import SUFFIXES
 
-
 # What `open_images` takes, for the help of options.
 KINDS = ".npz with arr_0, folder of images, dataset folder or folder of tar shards"
 
