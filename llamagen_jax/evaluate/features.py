@@ -201,15 +201,31 @@ def compute(images: ImageSet, network: Network, folder: Path, batch_size: int) -
     with tqdm(total=images.count, initial=features.read, desc=images.name, unit="image") as bar:
         for batch in images.batches(batch_size, features.read):
             read = min(batch_size, images.count - features.read)
-            found = {}
-            if len(batch):
-                # Filled up, so that every batch runs the same program.
-                found = network.run(np.resize(batch, (batch_size, *batch.shape[1:])))
-            features.add(batch, {name: rows[: len(batch)] for name, rows in found.items()}, read)
+            add_features(features, network, batch, batch_size, read)
             bar.update(read)
     if len(features) < 2:
         raise InputError(f"{images.name} has {len(features)} whole images; give 2 or more")
     return features
+
+
+def add_features(
+    features: Features,
+    network: Network,
+    images: np.ndarray,
+    batch_size: int,
+    read: int | None = None,
+) -> None:
+    """Computes and keeps the features of the next uint8 images [B, H, W, 3], B <= batch_size.
+
+    Args:
+      read: how many images were looked at for these; None for as many.
+    """
+    found = {}
+    if len(images):
+        # Filled up, so that every batch runs the same program.
+        found = network.run(np.resize(images, (batch_size, *images.shape[1:])))
+    kept = {name: rows[: len(images)] for name, rows in found.items()}
+    features.add(images, kept, len(images) if read is None else read)
 
 
 def _moments(features: np.ndarray) -> Moments:

@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from llamagen_jax import commands
+from llamagen_jax import images as pixel_formats
 from llamagen_jax.errors import InputError, naming
 from llamagen_jax.evaluate import distances, image_sets, reconstructions
-from llamagen_jax.evaluate.features import Features, Network
+from llamagen_jax.evaluate.features import Features, Network, add_features, compute
 from llamagen_jax.evaluate.figures import Figure
 from llamagen_jax.evaluate.image_sets import ImageSet
 from llamagen_jax.evaluate.statistics import standard_error
@@ -50,6 +51,7 @@ def evaluate(
     vgg16: str | None = None,
     lpips_heads: str | None = None,
     size: int = 256,
+    resize: int | None = None,
     batch_size: int = 16,
     llamagen_ssim: bool = False,
     picture: str | None = None,
@@ -62,6 +64,8 @@ def evaluate(
       network: file of `weights.inception.load`, for rFID; None leaves it out.
       vgg16, lpips_heads: of `weights.lpips.load`, for LPIPS; None leaves it out.
       size: side in pixels of the centre crop of every image.
+      resize: side to resize images and reconstructions to before they are compared; rFID is then
+        against centre crops of that size. LlamaGen compares those of 384 and 512 px at 256.
       batch_size: images at a time.
       llamagen_ssim: SSIM with twice the right data range, as LlamaGen's tables have it.
       picture: file for the worst and the best reconstructions beside their originals.
@@ -78,35 +82,50 @@ def evaluate(
     rated = _Ratings(opened.codebook_size, _LLAMAGEN_RANGE if llamagen_ssim else 255)
     distance = _lpips(vgg16, lpips_heads) if vgg16 and lpips_heads else None
     with tempfile.TemporaryDirectory() as folder:
-        sets = _FeaturePairs(Path(folder), found, network) if network else None
-        for pairs in reconstruct(found, opened, batch_size):
+        net = Network.open(network, "adm") if network else None
+        own = Features(Path(folder) / "own", found, net) if net else None
+        for pairs in reconstruct(found, opened, batch_size, resize):
             rated.add(pairs, distance)
-            if sets:
-                sets.add(pairs, batch_size)
-        figures = [*(sets.figures() if sets else ()), *rated.figures(llamagen_ssim)]
+            if net and own is not None:
+                add_features(own, net, pairs.reconstructions, batch_size)
+        figures = list(rated.figures(llamagen_ssim))
+        if net and own is not None:
+            crops = image_sets.open_images(images, resize or size)
+            reference = compute(crops, net, Path(folder) / "reference", batch_size)
+            figures.insert(0, _rfid(reference, own))
     if picture:
         save_png(Path(picture), rated.picture())
-    about = {"samples": images, "tokenizer": tokenizer, "size": size, "images": len(rated.psnr)}
+    sizes = {"size": size, "resize": resize}
+    about = {"samples": images, "tokenizer": tokenizer, "images": len(rated.psnr), **sizes}
     return figures, about
 
 
-def reconstruct(images: ImageSet, tokenizer: ImageTokenizer, batch_size: int) -> Iterator[Pairs]:
-    """Encodes and decodes a set of images on all devices, showing a bar."""
+def reconstruct(
+    images: ImageSet, tokenizer: ImageTokenizer, batch_size: int, size: int | None = None
+) -> Iterator[Pairs]:
+    """Encodes and decodes a set of images on all devices, showing a bar.
+
+    Args:
+      size: to resize both to afterwards (`images.resize`); None leaves them.
+    """
     batch_size = min(batch_size, images.count)
     batch_size += -batch_size % jax.device_count()
 
     def round_trip(tokenizer: Any, pixels: jax.Array) -> Any:
-        codes = tokenizer.encode(from_uint8(pixels))
-        return codes, tokenizer.decode(codes)
+        images = from_uint8(pixels)
+        codes = tokenizer.encode(images)
+        pair = images, tokenizer.decode(codes)
+        return codes, *(pixel_formats.resize(side, size) if size else side for side in pair)
 
     run = on_all_devices(round_trip, tokenizer)
     with tqdm(total=images.count, desc=images.name, unit="image") as bar:
         for batch in images.batches(batch_size):
             if len(batch):
                 # Filled up, so that every batch runs the same program.
-                codes, decoded = run(np.resize(batch, (batch_size, *batch.shape[1:])))
+                codes, *pair = run(np.resize(batch, (batch_size, *batch.shape[1:])))
                 rows = slice(len(batch))
-                yield Pairs(batch, to_uint8(decoded)[rows], np.asarray(codes)[rows])
+                image, again = (to_uint8(side)[rows] for side in pair)
+                yield Pairs(image, again, np.asarray(codes)[rows])
             bar.update(min(batch_size, images.count - bar.n))
 
 
@@ -171,26 +190,12 @@ class _Ratings:
         return grid(np.array(rows))
 
 
-class _FeaturePairs:
-    """The features of images and of their reconstructions, for rFID."""
-
-    def __init__(self, folder: Path, images: ImageSet, network: str):
-        self._network = Network.open(network, "adm")
-        self._sets = [Features(folder / name, images, self._network) for name in ("a", "b")]
-
-    def add(self, pairs: Pairs, batch_size: int) -> None:
-        for found, images in zip(self._sets, pairs, strict=False):
-            filled = np.resize(images, (batch_size, *images.shape[1:]))
-            features = self._network.run(filled)
-            rows = {name: array[: len(images)] for name, array in features.items()}
-            found.add(images, rows, len(images))
-
-    def figures(self) -> Iterator[Figure]:
-        reference, own = (found.statistics() for found in self._sets)
-        gaussians = reference.mu, reference.sigma, own.mu, own.sigma
-        error = standard_error(distances.frechet_influence(*gaussians, self._sets[1].pool))
-        compare = "rFID against the same images, not against the training set's statistics"
-        yield Figure("rFID", distances.frechet_distance(*gaussians), error, compare)
+def _rfid(reference: Features, own: Features) -> Figure:
+    theirs, ours = reference.statistics(), own.statistics()
+    gaussians = theirs.mu, theirs.sigma, ours.mu, ours.sigma
+    error = standard_error(distances.frechet_influence(*gaussians, own.pool))
+    compare = "rFID against the same images, not against the training set's statistics"
+    return Figure("rFID", distances.frechet_distance(*gaussians), error, compare)
 
 
 def _lpips(vgg16: str, lpips_heads: str) -> Callable[[Pairs], np.ndarray]:
@@ -229,6 +234,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=commands.whole,
         default=256,
         help="side of the centre crop of every image, which may be above the tokenizer's own (256)",
+    )
+    parser.add_argument(
+        "--resize",
+        type=commands.whole,
+        metavar="N",
+        help="compare at N px, as LlamaGen's tables do at 256 for 384 and 512 (at --size)",
     )
     parser.add_argument(
         "--inception",

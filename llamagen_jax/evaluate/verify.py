@@ -26,6 +26,7 @@ def evaluate(
     reference: str,
     weights: str | None,
     tokenizer: str,
+    size: int,
     count: int,
     batch_size: int,
     keep: str | None,
@@ -39,6 +40,7 @@ def evaluate(
         tokenizer the images of ImageNet's validation set.
       weights: file or folder of the model; None fetches it by its name.
       tokenizer: of a generator.
+      size: of the images that a tokenizer reconstructs; they are compared at 256 px.
       count, batch_size, keep: of `images.evaluate`.
 
     Returns:
@@ -63,11 +65,19 @@ def evaluate(
             **settings(published),
         )
         figure, value = "FID", published.fid
-    elif _SIZE in published.rfid:
+    elif size in published.rfid:
         found, about = tokenizers.evaluate(
-            reference, model, network=network, size=_SIZE, batch_size=batch_size
+            reference,
+            model,
+            network=network,
+            size=size,
+            resize=None if size == _SIZE else _SIZE,
+            batch_size=batch_size,
         )
-        figure, value = "rFID", published.rfid[_SIZE]
+        figure, value = "rFID", published.rfid[size]
+    elif published.rfid:
+        sizes = ", ".join(map(str, published.rfid))
+        raise InputError(f"no rFID of {name} is published at {size} px, but at {sizes}")
     else:
         raise InputError(f"no figure of {name} is published ({published.source})")
     measured = next(f for f in found if f.name == figure)
@@ -132,6 +142,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=commands.path,
         default="vq_ds16_c2i",
         help="of a generator: file, folder or name (vq_ds16_c2i)",
+    )
+    parser.add_argument(
+        "--size",
+        type=commands.whole,
+        default=_SIZE,
+        help="of a tokenizer: side of the images, 256, 384 or 512 (256)",
     )
     parser.add_argument(
         "--count",

@@ -106,6 +106,15 @@ def test_a_model_at_another_size_than_its_own(tmp_path, batch_size):
     assert Image.open("p.png").size == (8 * 34 + 2, 4 * 34 + 2)
 
 
+def test_larger_images_are_compared_at_another_size(tokenizer):
+    tokenizer(Lightened(by=10))
+    np.savez("images.npz", arr_0=np.full((3, 32, 32, 3), 90, np.uint8))
+    found, about = run("--tokenizer", "x", "--resize", "16", "--picture", "p.png", size=32)
+    assert found["PSNR"] == pytest.approx(28.131, abs=5e-4)
+    assert (about["size"], about["resize"]) == (32, 16)
+    assert Image.open("p.png").size == (3 * 18 + 2, 4 * 18 + 2)
+
+
 def test_the_picture_shows_the_worst_and_the_best(tokenizer):
     colours = GREY.copy()
     # The decoder makes them grey.

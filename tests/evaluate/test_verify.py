@@ -50,16 +50,21 @@ def test_the_published_figure_passes_and_others_fail(measured, capsys, name):
         assert options["tokenizer"] == "vq_ds16_c2i"
     else:
         assert measured["where"] == ("reference.npz", name)
-        assert options["size"] == 256
+        assert (options["size"], options["resize"]) == (256, None)
+        for size, other in list(published.rfid.items())[1:]:
+            measured["value"] = other
+            run(name, "reference.npz", "--size", str(size))
+            assert (measured["options"]["size"], measured["options"]["resize"]) == (size, 256)
 
 
 def test_models_without_a_figure_are_told(measured):
     for name, message in (
         ("t2i_XL_stage2_512", "^error: no figure of t2i_XL_stage2_512 is published"),
+        ("vq_ds8_c2i", "^error: no rFID of vq_ds8_c2i is published at 384 px, but at 256"),
         ("c2i_L_383", "^error: there is no published model c2i_L_383; did you mean 'c2i_L_384'"),
     ):
         with pytest.raises(SystemExit, match=message):
-            run(name, "reference.npz")
+            run(name, "reference.npz", "--size", "384")
 
 
 def test_a_wrong_distance_is_noticed(monkeypatch):
