@@ -19,7 +19,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from llamagen_jax import digests, sharding
-from llamagen_jax.digests import in_threads
+from llamagen_jax.digests import in_threads, which
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import readable_size
 from llamagen_jax.weights.export import read_config
@@ -135,11 +135,9 @@ class Checkpointer:
         for step in damaged:
             _warn_damaged(self._folder, step)
             if jax.process_index() == 0:
-                aside = self._folder / f"{step}.damaged"
-                for number in itertools.count(2):
-                    if not aside.exists():
-                        break
-                    aside = self._folder / f"{step}.damaged{number}"
+                numbers = itertools.chain([""], itertools.count(2))
+                places = (self._folder / f"{step}.damaged{number}" for number in numbers)
+                aside = next(place for place in places if not place.exists())
                 (self._folder / str(step)).rename(aside)
         if damaged:
             multihost_utils.sync_global_devices("damaged checkpoints are aside")
@@ -217,7 +215,7 @@ def changed_files(folder: Path, process_index: int = 0, process_count: int = 1) 
         file = folder / name
         return not file.is_file() or digests.of_file(file) != saved[name]
 
-    return [folder / n for n, is_so in zip(names, in_threads(changed, names), strict=True) if is_so]
+    return [folder / name for name in which(changed, names)]
 
 
 def _warn_damaged(folder: Path, step: int) -> None:

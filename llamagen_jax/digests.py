@@ -8,7 +8,7 @@ import concurrent.futures
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -71,6 +71,12 @@ def in_threads(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
     """`function` of every item; digests are computed without Python's lock."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(function, items))
+
+
+def which(is_so: Callable[[_T], bool], items: Sequence[_T]) -> list[_T]:
+    """Those of the items that are so, asked in threads."""
+    answers = in_threads(is_so, items)
+    return [item for item, answer in zip(items, answers, strict=True) if answer]
 
 
 def _of_json(values: dict[str, Any]) -> str:

@@ -93,6 +93,20 @@ def code_grid(tokenizer: ImageTokenizer, image_size: int) -> tuple[int, int]:
     return side, side
 
 
+def run_filled(run: Callable[[np.ndarray], Any], batch: np.ndarray, size: int) -> Any:
+    """What `run` makes of a batch [B, ...], as host arrays [B, ...].
+
+    It is filled up to `size` rows, and to a multiple of the number of devices, so that batches of
+    up to that size all run the same program.
+
+    Args:
+      run: of `on_all_devices`.
+    """
+    size += -size % jax.device_count()
+    made = run(np.resize(batch, (size, *batch.shape[1:])))
+    return jax.tree.map(lambda rows: np.asarray(rows)[: len(batch)], made)
+
+
 def on_all_devices(
     function: Callable[[_Frozen, jax.Array], jax.Array], frozen: _Frozen
 ) -> Callable[[np.ndarray], jax.Array]:

@@ -64,6 +64,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     of_published.set_defaults(run=verify.evaluate)
     verify.add_arguments(of_published)
+    for command in (of_images, of_published):
+        command.add_argument(
+            "--inception",
+            type=commands.path,
+            required=True,
+            dest="network",
+            metavar="FILE",
+            help="pt_inception-2015-12-05-6726825d.pth or classify_image_graph_def.pb",
+        )
+        command.add_argument(
+            "--keep",
+            type=commands.path,
+            metavar="FOLDER",
+            help="keep features there: the same command goes on where it was stopped",
+        )
+    for command in (of_images, of_texts, of_published):
+        command.add_argument(
+            "--batch-size", type=commands.whole, default=64, help="images at a time (64)"
+        )
     for command in (of_images, of_reconstructions, of_texts, of_published):
         command.add_argument(
             "--output", type=commands.path, metavar="FILE.json", help="write the figures there too"

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import xxhash
 from PIL import Image
-from tqdm import tqdm
 
 from llamagen_jax.digests import read_json, write_json
 from llamagen_jax.errors import InputError
 from llamagen_jax.evaluate.image_sets import ImageSet
 from llamagen_jax.evaluate.statistics import Moments, Statistics
 from llamagen_jax.files import staged
-from llamagen_jax.image_tokenizer import on_all_devices
+from llamagen_jax.image_tokenizer import on_all_devices, run_filled
 from llamagen_jax.models.inception import IMAGE_SIZE
 from llamagen_jax.weights import inception
 from llamagen_jax.weights.integrity import weights_hash
@@ -59,15 +58,11 @@ class Network:
         run = on_all_devices(features, variables)
 
         def of_images(images: np.ndarray) -> dict[str, np.ndarray]:
-            count = len(images)
-            images = np.concatenate([images, images[-1:].repeat(-count % jax.device_count(), 0)])
-            found: Any = run(_resize_as_clean_fid(images) if resized else images)
-            probabilities = jax.nn.softmax(jnp.asarray(found.logits_unbiased))
+            pixels = _resize_as_clean_fid(images) if resized else images
+            found = run_filled(run, pixels, len(pixels))
+            probabilities = np.asarray(jax.nn.softmax(jnp.asarray(found.logits_unbiased)))
             arrays = (found.pool, probabilities, found.spatial.reshape(len(images), -1))
-            return {
-                name: np.asarray(array)[:count]
-                for name, array in zip(_COLUMNS, arrays, strict=True)
-            }
+            return dict(zip(_COLUMNS, arrays, strict=True))
 
         return cls(protocol, weights_hash(variables), of_images)
 
@@ -185,7 +180,7 @@ class Features:
 
 
 def compute(images: ImageSet, network: Network, folder: Path, batch_size: int) -> Features:
-    """Features of a set of images, showing a bar; goes on with what is in the folder.
+    """Features of a set of images; goes on with what is in the folder.
 
     They do not depend on the batch size, but for the rounding of products of another shape.
 
@@ -198,11 +193,9 @@ def compute(images: ImageSet, network: Network, folder: Path, batch_size: int) -
     """
     features = Features(folder, images, network)
     batch_size = min(batch_size, images.count)
-    with tqdm(total=images.count, initial=features.read, desc=images.name, unit="image") as bar:
-        for batch in images.batches(batch_size, features.read):
-            read = min(batch_size, images.count - features.read)
-            add_features(features, network, batch, batch_size, read)
-            bar.update(read)
+    for batch in images.batches(batch_size, features.read):
+        read = min(batch_size, images.count - features.read)
+        add_features(features, network, batch, batch_size, read)
     if len(features) < 2:
         raise InputError(f"{images.name} has {len(features)} whole images; give 2 or more")
     return features

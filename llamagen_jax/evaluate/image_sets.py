@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from tqdm import tqdm
 
 from llamagen_jax.data import image_files, transforms
 from llamagen_jax.data.sources import ArrayRecordSource, Source
@@ -45,20 +46,24 @@ class ImageSet:
     def batches(self, size: int, start: int = 0) -> Iterator[np.ndarray]:
         """Yields uint8 [B, H, W, 3] of `size` images, the last of fewer; broken ones are left out.
 
+        It shows a bar.
+
         Raises:
           InputError: the images have different sizes, or cannot be read.
         """
         images, shape = self.read(start), None
-        while chunk := list(itertools.islice(images, size)):
-            whole = [image for image in chunk if image is not None]
-            for image in whole:
-                shape = shape or image.shape
-                if image.shape != shape:
-                    raise InputError(
-                        f"{self.name} holds images of {_size(shape)} and of {_size(image.shape)}: "
-                        "give --size to crop them all alike"
-                    )
-            yield np.stack(whole) if whole else np.zeros((0, *(shape or (1, 1, 3))), np.uint8)
+        with tqdm(total=self.count, initial=start, desc=self.name, unit="image") as bar:
+            while chunk := list(itertools.islice(images, size)):
+                whole = [image for image in chunk if image is not None]
+                for image in whole:
+                    shape = shape or image.shape
+                    if image.shape != shape:
+                        raise InputError(
+                            f"{self.name} holds images of {_size(shape)} and of "
+                            f"{_size(image.shape)}: give --size to crop them all alike"
+                        )
+                yield np.stack(whole) if whole else np.zeros((0, *(shape or (1, 1, 3))), np.uint8)
+                bar.update(len(chunk))
 
 
 def open_images(path: str, size: int | None = None) -> ImageSet:
@@ -212,16 +217,13 @@ def _crop(image: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    if not holds_images(str(path)):
+        names = ", ".join(_members(str(path))) or "nothing"
+        raise InputError(f"{path} holds {names}; expected images as arr_0")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if "arr_0.npy" not in archive.namelist():
-                names = ", ".join(archive.namelist()) or "nothing"
-                raise InputError(f"{path} holds {names}; expected images as arr_0")
-            with archive.open("arr_0.npy") as file:
-                shape, dtype = _npy_header(file)
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            shape, dtype = _npy_header(file)
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is no whole .npz file ({error}): make it again") from error
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
         raise InputError(

@@ -208,14 +208,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any of these, or a file of statistics (mu, sigma) as ADM's or --save-statistics' are",
     )
     parser.add_argument(
-        "--inception",
-        type=commands.path,
-        required=True,
-        dest="network",
-        metavar="FILE",
-        help="pt_inception-2015-12-05-6726825d.pth or classify_image_graph_def.pb",
-    )
-    parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
         default="adm",
@@ -226,15 +218,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=commands.whole,
         help="side of a centre crop of every image (images as they are)",
-    )
-    parser.add_argument(
-        "--batch-size", type=commands.whole, default=64, help="images at a time (64)"
-    )
-    parser.add_argument(
-        "--keep",
-        type=commands.path,
-        metavar="FOLDER",
-        help="keep features there: the same command goes on where it was stopped",
     )
     parser.add_argument(
         "--float16",

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from llamagen_jax import commands
 from llamagen_jax.errors import InputError
@@ -18,7 +17,7 @@ from llamagen_jax.evaluate import image_sets
 from llamagen_jax.evaluate.figures import Figure
 from llamagen_jax.evaluate.image_sets import ImageSet
 from llamagen_jax.evaluate.statistics import standard_error
-from llamagen_jax.image_tokenizer import on_all_devices
+from llamagen_jax.image_tokenizer import on_all_devices, run_filled
 from llamagen_jax.models.clip import CLIP, preprocess
 from llamagen_jax.text.clip_tokenizer import CLIPTokenizer
 from llamagen_jax.text.prompts import read_categories
@@ -100,12 +99,8 @@ def clip_scores(
 
     run = on_all_devices(encode, params)
     size = min(_TEXTS_AT_ONCE, len(tokens))
-    size += -size % jax.device_count()
     starts = range(0, len(tokens), size)
-    parts = [
-        np.asarray(run(np.resize(tokens[i : i + size], (size, tokens.shape[1])))) for i in starts
-    ]
-    texts = np.concatenate(parts)[: len(tokens)]
+    texts = np.concatenate([run_filled(run, tokens[i : i + size], size) for i in starts])
     found = embed_images(model, params, images, batch_size)
     if len(found) != images.count:
         raise InputError(
@@ -118,7 +113,7 @@ def clip_scores(
 def embed_images(
     model: CLIP, params: dict[str, Any], images: ImageSet, batch_size: int
 ) -> np.ndarray:
-    """Embeddings of unit length of the whole images of a set, float32 [N, E], showing a bar."""
+    """Embeddings of unit length of the whole images of a set, float32 [N, E]."""
     side = model.config.image_size
 
     def encode(params: Any, pixels: jax.Array) -> Any:
@@ -126,15 +121,11 @@ def embed_images(
 
     run = on_all_devices(encode, params)
     batch_size = min(batch_size, images.count)
-    batch_size += -batch_size % jax.device_count()
     parts = []
-    with tqdm(total=images.count, desc=images.name, unit="image") as bar:
-        for batch in images.batches(batch_size):
-            if len(batch):
-                pixels = np.stack([preprocess(image, side) for image in batch])
-                filled = np.resize(pixels, (batch_size, *pixels.shape[1:]))
-                parts.append(np.asarray(run(filled))[: len(batch)])
-            bar.update(min(batch_size, images.count - bar.n))
+    for batch in images.batches(batch_size):
+        if len(batch):
+            pixels = np.stack([preprocess(image, side) for image in batch])
+            parts.append(run_filled(run, pixels, batch_size))
     return np.concatenate(parts)
 
 
@@ -183,7 +174,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size", type=commands.whole, help="side of a centre crop (images as they are)"
-    )
-    parser.add_argument(
-        "--batch-size", type=commands.whole, default=64, help="images at a time (64)"
     )

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from llamagen_jax import commands
 from llamagen_jax import images as pixel_formats
@@ -24,7 +23,13 @@ from llamagen_jax.evaluate.features import Features, Network, add_features, comp
 from llamagen_jax.evaluate.figures import Figure
 from llamagen_jax.evaluate.image_sets import ImageSet
 from llamagen_jax.evaluate.statistics import standard_error
-from llamagen_jax.image_tokenizer import ImageTokenizer, code_grid, on_all_devices, open_tokenizer
+from llamagen_jax.image_tokenizer import (
+    ImageTokenizer,
+    code_grid,
+    on_all_devices,
+    open_tokenizer,
+    run_filled,
+)
 from llamagen_jax.images import from_uint8, grid, save_png, to_uint8
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.weights import lpips as lpips_weights
@@ -103,13 +108,12 @@ def evaluate(
 def reconstruct(
     images: ImageSet, tokenizer: ImageTokenizer, batch_size: int, size: int | None = None
 ) -> Iterator[Pairs]:
-    """Encodes and decodes a set of images on all devices, showing a bar.
+    """Encodes and decodes a set of images on all devices.
 
     Args:
       size: to resize both to afterwards (`images.resize`); None leaves them.
     """
     batch_size = min(batch_size, images.count)
-    batch_size += -batch_size % jax.device_count()
 
     def round_trip(tokenizer: Any, pixels: jax.Array) -> Any:
         images = from_uint8(pixels)
@@ -118,15 +122,10 @@ def reconstruct(
         return codes, *(pixel_formats.resize(side, size) if size else side for side in pair)
 
     run = on_all_devices(round_trip, tokenizer)
-    with tqdm(total=images.count, desc=images.name, unit="image") as bar:
-        for batch in images.batches(batch_size):
-            if len(batch):
-                # Filled up, so that every batch runs the same program.
-                codes, *pair = run(np.resize(batch, (batch_size, *batch.shape[1:])))
-                rows = slice(len(batch))
-                image, again = (to_uint8(side)[rows] for side in pair)
-                yield Pairs(image, again, np.asarray(codes)[rows])
-            bar.update(min(batch_size, images.count - bar.n))
+    for batch in images.batches(batch_size):
+        if len(batch):
+            codes, image, again = run_filled(run, batch, batch_size)
+            yield Pairs(to_uint8(image), to_uint8(again), codes)
 
 
 class _Ratings:
@@ -201,16 +200,15 @@ def _rfid(reference: Features, own: Features) -> Figure:
 def _lpips(vgg16: str, lpips_heads: str) -> Callable[[Pairs], np.ndarray]:
     params = lpips_weights.load(vgg16, lpips_heads)
 
-    def distance(params: Any, pairs: jax.Array) -> jax.Array:
+    def distance(params: Any, pairs: jax.Array) -> Any:
         images, again = from_uint8(pairs[:, 0]), from_uint8(pairs[:, 1])
-        return LPIPS().apply({"params": params}, images, again)  # type: ignore[return-value]
+        return LPIPS().apply({"params": params}, images, again)
 
     run = on_all_devices(distance, jax.tree.map(jnp.asarray, params))
 
     def of_pairs(pairs: Pairs) -> np.ndarray:
         stacked = np.stack([pairs.images, pairs.reconstructions], axis=1)
-        count = len(stacked) + -len(stacked) % jax.device_count()
-        return np.asarray(run(np.resize(stacked, (count, *stacked.shape[1:]))))[: len(stacked)]
+        return run_filled(run, stacked, len(stacked))
 
     return of_pairs
 

@@ -127,14 +127,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ImageNet's validation images",
     )
     parser.add_argument(
-        "--inception",
-        type=commands.path,
-        required=True,
-        dest="network",
-        metavar="FILE",
-        help="pt_inception-2015-12-05-6726825d.pth or classify_image_graph_def.pb",
-    )
-    parser.add_argument(
         "--weights", type=commands.path, help="file or folder of the model (fetched by its name)"
     )
     parser.add_argument(
@@ -154,13 +146,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=commands.whole,
         default=50_000,
         help="samples; fewer give a larger FID, which then fails (50000)",
-    )
-    parser.add_argument(
-        "--batch-size", type=commands.whole, default=64, help="images at a time (64)"
-    )
-    parser.add_argument(
-        "--keep",
-        type=commands.path,
-        metavar="FOLDER",
-        help="keep features there: the same command goes on where it was stopped",
     )

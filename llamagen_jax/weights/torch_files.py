@@ -23,7 +23,7 @@ import safetensors
 import xxhash
 from absl import logging
 
-from llamagen_jax.digests import in_threads
+from llamagen_jax.digests import which
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 
@@ -273,9 +273,7 @@ def _check_digests(
         digest.update(raw_bytes(tensors[name]))
         return digest.hexdigest() != stored[name]
 
-    names = list(tensors)
-    damaged = [name for name, is_so in zip(names, in_threads(changed, names), strict=True) if is_so]
-    if damaged:
+    if damaged := which(changed, list(tensors)):
         raise InputError(
             f"{path} is damaged: the tensor {damaged[0]} has changed since it was written"
             + (f", and {len(damaged) - 1} others" if damaged[1:] else "")
@@ -332,13 +330,12 @@ def _check_sums(path: Path) -> None:
             return True
         return False
 
-    names = [member.filename for member in members]
-    damaged = [n for n, is_so in zip(names, in_threads(changed, members), strict=True) if is_so]
+    damaged = which(changed, members)
     # Where all differ, PyTorch was told to write no sums (`set_crc32_options`).
-    if damaged and len(damaged) < len(names):
+    if damaged and len(damaged) < len(members):
         raise InputError(
-            f"{path} is damaged: its member {damaged[0]} has changed since it was written; copy or "
-            "convert it again"
+            f"{path} is damaged: its member {damaged[0].filename} has changed since it was "
+            "written; copy or convert it again"
         )
 
 
