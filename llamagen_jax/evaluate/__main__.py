@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     of_reconstructions.set_defaults(run=tokenizers.evaluate)
     tokenizers.add_arguments(of_reconstructions)
-    of_texts = subparsers.add_parser("text", help="samples beside their prompts: CLIP score")
+    of_texts = subparsers.add_parser(
+        "text", help="samples beside their prompts: CLIP score, or what rendered scenes show"
+    )
     of_texts.set_defaults(run=texts.evaluate)
     texts.add_arguments(of_texts)
     of_published = subparsers.add_parser(

@@ -1,10 +1,14 @@
-"""Whether images show what their prompts say, by CLIP; part of the command `evaluate`.
+"""Whether images show what their prompts say; part of the command `evaluate`.
+
+CLIP judges any prompts. Those of the rendered scenes are also judged by what `scenes.check` reads
+off the pixels, which takes no weights and knows right from wrong.
 
 Axes: N images, E width of embeddings.
 """
 
 import argparse
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from llamagen_jax.evaluate.image_sets import ImageSet
 from llamagen_jax.evaluate.statistics import standard_error
 from llamagen_jax.image_tokenizer import on_all_devices, run_filled
 from llamagen_jax.models.clip import CLIP, preprocess
+from llamagen_jax.scenes.check import compare
+from llamagen_jax.scenes.world import described
 from llamagen_jax.text.clip_tokenizer import CLIPTokenizer
 from llamagen_jax.text.prompts import read_categories
 from llamagen_jax.weights import clip
@@ -32,24 +38,31 @@ def evaluate(
     samples: str,
     prompts: str,
     *,
-    folder: str,
+    folder: str | None,
+    scenes: bool,
     prefix: str,
     size: int | None,
     batch_size: int,
 ) -> tuple[list[Figure], dict]:
-    """CLIP scores of the samples, over all and by category, and what they are of.
+    """Figures of the samples beside their prompts, and what they are of.
+
+    CLIP scores are over all and by category.
 
     Args:
       samples: of `image_sets.open_images`, as many for each prompt, in the order of the prompts.
       prompts: of `text.prompts.read_categories`.
-      folder: of `weights.clip.load`.
-      prefix: put before every prompt.
+      folder: of `weights.clip.load`; None leaves CLIP scores out.
+      scenes: whether to look for what the prompts of rendered scenes ask for.
+      prefix: put before every prompt, for CLIP.
       size: of `image_sets.open_images`.
       batch_size: images at a time.
 
     Raises:
-      InputError: something cannot be read, or samples and prompts do not pair.
+      InputError: something cannot be read, samples and prompts do not pair, prompts are not of
+        scenes, or neither scorer is named.
     """
+    if not folder and not scenes:
+        raise InputError("nothing to judge by: give --clip, --scenes or both")
     images = image_sets.open_images(samples, size)
     texts, categories = zip(*read_categories(prompts), strict=True)
     each, rest = divmod(images.count, len(texts))
@@ -59,18 +72,54 @@ def evaluate(
             "images of these prompts, as many of each"
         )
     _check_recorded(samples, prompts, np.repeat(texts, each))
+    figures = list(_scene_figures(images, prompts, texts)) if scenes else []
+    if folder:
+        figures += _clip_figures(folder, images, texts, categories, prefix, batch_size)
+    return figures, {"samples": samples, "prompts": prompts, "images": images.count}
+
+
+def _scene_figures(images: ImageSet, source: str, prompts: Sequence[str]) -> Iterator[Figure]:
+    wanted = [described(prompt) for prompt in prompts]
+    for prompt, scene in zip(prompts, wanted, strict=True):
+        if scene is None:
+            raise InputError(
+                f"{prompt!r} of {source} is no caption of the rendered scenes, which --scenes needs"
+            )
+    each = images.count // len(prompts)
+    repeated = (scene for scene in wanted for _ in range(each))
+    whole = itertools.chain.from_iterable(images.batches(1))
+    verdicts = [compare(image, scene) for image, scene in zip(whole, repeated, strict=False)]
+    _check_whole(images, len(verdicts))
+    things = np.array([things for things, _ in verdicts])
+    compared = "share of the images, read off their pixels; the same prompts"
+    yield Figure("things right", float(things.mean()), standard_error(things), compared)
+    relations = np.array([relation for _, relation in verdicts if relation is not None])
+    if len(relations):
+        compared = f"share of the {len(relations)} images of two related things"
+        error = standard_error(relations)
+        yield Figure("relation right", float(relations.mean()), error, compared)
+
+
+def _clip_figures(
+    folder: str,
+    images: ImageSet,
+    prompts: Sequence[str],
+    categories: Sequence[str],
+    prefix: str,
+    batch_size: int,
+) -> list[Figure]:
     model, params = clip.load(folder)
-    scores = clip_scores(model, params, folder, images, texts, prefix, batch_size)
-    compare = (
+    scores = clip_scores(model, params, folder, images, prompts, prefix, batch_size)
+    compared = (
         f"cosine by {Path(folder).name}, each prompt after {prefix!r}; others give it times 100"
     )
-    figures = [Figure("CLIP score", float(scores.mean()), standard_error(scores), compare)]
-    of_images = np.repeat(categories, each)
+    figures = [Figure("CLIP score", float(scores.mean()), standard_error(scores), compared)]
+    of_images = np.repeat(categories, images.count // len(prompts))
     for category in sorted(set(categories) - {""}):
         rows = scores[of_images == category]
         about = f"the same, of {len(rows)} images"
         figures.append(Figure(category, float(rows.mean()), standard_error(rows), about))
-    return figures, {"samples": samples, "prompts": prompts, "images": images.count}
+    return figures
 
 
 def clip_scores(
@@ -102,11 +151,7 @@ def clip_scores(
     starts = range(0, len(tokens), size)
     texts = np.concatenate([run_filled(run, tokens[i : i + size], size) for i in starts])
     found = embed_images(model, params, images, batch_size)
-    if len(found) != images.count:
-        raise InputError(
-            f"{images.count - len(found)} images of {images.name} cannot be read, and the others "
-            "would pair with other prompts: make them again"
-        )
+    _check_whole(images, len(found))
     return np.einsum("ne,ne->n", found, texts.repeat(images.count // len(texts), axis=0))
 
 
@@ -127,6 +172,14 @@ def embed_images(
             pixels = np.stack([preprocess(image, side) for image in batch])
             parts.append(run_filled(run, pixels, batch_size))
     return np.concatenate(parts)
+
+
+def _check_whole(images: ImageSet, whole: int) -> None:
+    if whole != images.count:
+        raise InputError(
+            f"{images.count - whole} images of {images.name} cannot be read, and the others would "
+            "pair with other prompts: make them again"
+        )
 
 
 def _check_recorded(samples: str, prompts: str, repeated: np.ndarray) -> None:
@@ -163,14 +216,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip",
         type=commands.path,
-        required=True,
         dest="folder",
         metavar="FOLDER",
-        help="of a CLIP from Hugging Face, such as clip-vit-base-patch32 (LlamaGen's) or "
-        "clip-vit-large-patch14",
+        help="for CLIP scores: of a CLIP from Hugging Face, such as clip-vit-base-patch32 "
+        "(LlamaGen's) or clip-vit-large-patch14",
     )
     parser.add_argument(
-        "--prefix", default=PREFIX, help=f"put before every prompt ({PREFIX!r}, as LlamaGen does)"
+        "--scenes",
+        action="store_true",
+        help="for prompts of the rendered scenes: the share of images with the right things in the "
+        "right relation",
+    )
+    parser.add_argument(
+        "--prefix",
+        default=PREFIX,
+        help=f"put before every prompt for CLIP ({PREFIX!r}, as LlamaGen does)",
     )
     parser.add_argument(
         "--size", type=commands.whole, help="side of a centre crop (images as they are)"

@@ -39,10 +39,27 @@ class Score(NamedTuple):
 
 def score(images: np.ndarray, scenes: Sequence[Scene]) -> Score:
     """Compares uint8 images [N, S, S, 3] with the scenes that they should show."""
-    verdicts = [_compare(find(image), scene) for image, scene in zip(images, scenes, strict=True)]
+    verdicts = [compare(image, scene) for image, scene in zip(images, scenes, strict=True)]
     related = [relation for _, relation in verdicts if relation is not None]
     things = np.mean([things for things, _ in verdicts])
     return Score(float(things), float(np.mean(related)) if related else float("nan"))
+
+
+def compare(image: np.ndarray, scene: Scene) -> tuple[bool, bool | None]:
+    """Whether a uint8 image [S, S, 3] shows the things of a scene, and in the right relation.
+
+    Of a scene without a relation the second is None; where the things are wrong, so is it.
+    """
+    found = find(image)
+    expected = [thing.kind for thing in scene.things]
+    things = sorted((thing.color, thing.shape) for thing in found) == sorted(expected)
+    if not scene.relation:
+        return things, None
+    if not things:
+        return False, False
+    places = {(thing.color, thing.shape): np.array([thing.x, thing.y]) for thing in found}
+    right, down = places[expected[1]] - places[expected[0]]
+    return True, bool(right > abs(down) if scene.relation == "left of" else down > abs(right))
 
 
 def find(image: np.ndarray) -> list[Found]:
@@ -92,16 +109,3 @@ def _ideal_shapes(x: np.ndarray, y: np.ndarray, area: float) -> dict[str, np.nda
         "square": np.maximum(abs(x), abs(y)) <= np.sqrt(area) / 2,
         "triangle": (below_top <= 1.8 * r) & (abs(x) <= below_top / 1.8),
     }
-
-
-def _compare(found: list[Found], scene: Scene) -> tuple[bool, bool | None]:
-    """Whether the things are right, and their relation (None where the scene has none)."""
-    expected = [thing.kind for thing in scene.things]
-    things = sorted((thing.color, thing.shape) for thing in found) == sorted(expected)
-    if not scene.relation:
-        return things, None
-    if not things:
-        return False, False
-    places = {(thing.color, thing.shape): np.array([thing.x, thing.y]) for thing in found}
-    right, down = places[expected[1]] - places[expected[0]]
-    return True, bool(right > abs(down) if scene.relation == "left of" else down > abs(right))

@@ -7,6 +7,7 @@ no training scene shows them, and prompts of them ask for what a model has never
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -175,6 +176,43 @@ def _pair_captions(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
 
 def _name(thing: Thing, *, size: bool = False) -> str:
     return f"{thing.size} " * size + f"{thing.color} {thing.shape}"
+
+
+_THING = rf"(?:({'|'.join(SIZES)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
+_RELATION_OF = {phrase: relation for relation, same in _PHRASES.items() for phrase in same}
+_CAPTION = re.compile(
+    rf"(?:A picture of )?(?:a |({'|'.join(_NUMBERS.values())}) )?{_THING}s?"
+    rf"(?:(?: is)? ({'|'.join(_RELATION_OF)}) (?:a )?{_THING}| ({'|'.join(_POSITIONS)}))?\.?",
+    re.IGNORECASE,
+)
+
+
+def described(caption: str) -> Scene | None:
+    """A scene that a caption of `captions` describes; None for captions in other words.
+
+    Where the caption tells no size or place, things are small and in the middle.
+    """
+    match = _CAPTION.fullmatch(caption.strip())
+    if not match:
+        return None
+    number, size, color, shape, phrase, *second, position = match.groups()
+    if phrase:
+        kinds = [(size, color, shape), tuple(second)]
+        relation = _RELATION_OF[phrase]
+        if relation not in RELATIONS:
+            kinds.reverse()
+            relation = next(name for name, inverse in RELATIONS.items() if inverse == relation)
+        places = [_POSITIONS[place] for place in _PLACES[relation]]
+    else:
+        position, relation = position or "in the middle", ""
+        count = next((n for n, word in _NUMBERS.items() if word == number), 1)
+        kinds = [(size, color, shape)] * count
+        places = _CORNERS[:count] if number else [_POSITIONS[position]]
+    things = (
+        Thing(shape, color, size or "small", *place)
+        for (size, color, shape), place in zip(kinds, places, strict=True)
+    )
+    return Scene(tuple(things), relation, position if len(kinds) == 1 else "")
 
 
 def held_out_prompts(count: int, seed: int) -> list[Prompt]:

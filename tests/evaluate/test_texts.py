@@ -9,6 +9,8 @@ import tiny
 
 from llamagen_jax.evaluate import __main__ as evaluate
 from llamagen_jax.evaluate import texts
+from llamagen_jax.scenes import world
+from llamagen_jax.scenes.world import held_out_prompts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -94,3 +96,22 @@ def test_images_and_prompts_must_pair(model, tmp_path):
     np.savez("other.npz", arr_0=IMAGES, prompts=recorded)
     line = fails("other.npz")
     assert "image 3 of other.npz is of the prompt 'two dogs', but prompts.tsv has 'two c" in line
+
+
+def test_rendered_scenes_are_judged_by_their_pixels(capsys):
+    prompts = held_out_prompts(6, seed=0)
+    images = [world.render(prompt.scene, 32) for prompt in prompts]
+    images[2] = images[2][::-1, ::-1]  # the things of its prompt in the wrong relation
+    images[4] = np.full_like(images[4], 255)
+    np.savez("scenes.npz", arr_0=np.array(images))
+    Path("scenes.txt").write_text("\n".join(prompt.caption for prompt in prompts))
+    found = run("text", "scenes.npz", "--prompts", "scenes.txt", "--scenes")
+    assert found == pytest.approx({"things right": 5 / 6, "relation right": 4 / 6})
+    for prompts, options, message in (
+        ("prompts.tsv", ["--scenes"], "'a red fox' of prompts.tsv is no caption of the rendered"),
+        ("scenes.txt", [], "nothing to judge by: give --clip, --scenes or both"),
+    ):
+        samples = "samples.npz" if prompts == "prompts.tsv" else "scenes.npz"
+        with pytest.raises(SystemExit) as error:
+            run("text", samples, "--prompts", prompts, *options)
+        assert message in str(error.value)

@@ -21,6 +21,7 @@ from llamagen_jax.scenes.world import (
     HELD_OUT,
     SHAPES,
     captions,
+    described,
     held_out_prompts,
     random_scene,
     render,
@@ -263,3 +264,16 @@ def test_bad_input_of_the_commands(tmp_path):
     (tmp_path / "b.parquet").write_text("<html>")
     fails(r"error: .* no metadata of scenes", "render", tmp_path / "b.parquet", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
+
+
+def test_captions_describe_their_scenes():
+    for seed, scene in enumerate(scenes(200) + scenes(100, held_out=True)):
+        for kind, caption in captions(scene, np.random.default_rng(seed)).items():
+            read = described(caption)
+            assert read is not None, caption
+            assert [thing.kind for thing in read.things] == [thing.kind for thing in scene.things]
+            assert read.relation == scene.relation, caption
+            if kind == "long" and len({thing.kind for thing in scene.things}) == len(scene.things):
+                assert read == scene, caption
+    assert described("a dog left of a red circle") is None
+    assert described("a red circle and more") is None
