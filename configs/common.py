@@ -44,6 +44,7 @@ _SHARED = {
     "eval_every": 5_000,
     "sample_every": 5_000,
     "checkpoint_every": 5_000,
+    "expected_loss": (),
 }
 
 _TOKENIZER = {

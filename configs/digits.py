@@ -45,6 +45,7 @@ def _generator() -> ConfigDict:
         checkpoint_every=125,
         tokenizer="demo/tokenizer",
         sample={"guidance_scale": 3.0, "top_k": 0},
+        expected_loss=((100, 2.6, 3.4), (300, 1.5, 1.9), (600, 1.15, 1.45)),
         data={
             "source": "array_record",
             "train": "demo/codes/train",

@@ -77,12 +77,15 @@ def _stage(resolution: int, *, steps: int, folder: str, caption_weights: tuple) 
 
 
 def _scenes_stage1() -> ConfigDict:
-    return _scenes_stage("stage1", 32, steps=500)
+    config: Any = _scenes_stage("stage1", 32, steps=500)
+    config.expected_loss = ((100, 3.8, 5.0), (500, 1.3, 1.7))
+    return config
 
 
 def _scenes_stage2() -> ConfigDict:
     config: Any = _scenes_stage("stage2", 64, steps=3000)
     config.init_from = "demo_text/stage1"
+    config.expected_loss = ((100, 1.2, 2.0), (500, 0.17, 0.27), (3000, 0.02, 0.045))
     return config
 
 

@@ -8,6 +8,7 @@ python -m llamagen_jax.evaluate text samples.npz --prompts PartiPrompts.tsv \\
     --clip clip-vit-base-patch32
 python -m llamagen_jax.evaluate verify c2i_L_384 VIRTUAL_imagenet256_labeled.npz \\
     --inception pt_inception-2015-12-05-6726825d.pth
+python -m llamagen_jax.evaluate verify runs/generator imagenet/val --quick
 """
 
 import argparse
@@ -60,9 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     texts.add_arguments(of_texts)
     of_published = subparsers.add_parser(
         "verify",
-        help="a published model beside its published figure",
+        help="a published model beside its published figure, or any model in minutes",
         description="Measures the published figure of a model with the settings that it was "
-        "published with: 50,000 samples, the classes in turn. Ends with status 1 where it differs.",
+        "published with: 50,000 samples, the classes in turn. --quick checks any model for the "
+        "mistakes that are commonly made. Ends with status 1 where something is not as it should "
+        "be.",
     )
     of_published.set_defaults(run=verify.evaluate)
     verify.add_arguments(of_published)
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--inception",
             type=commands.path,
-            required=True,
+            required=command is of_images,
             dest="network",
             metavar="FILE",
             help="pt_inception-2015-12-05-6726825d.pth or classify_image_graph_def.pb",

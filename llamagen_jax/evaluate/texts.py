@@ -24,7 +24,7 @@ from llamagen_jax.evaluate.statistics import standard_error
 from llamagen_jax.image_tokenizer import on_all_devices, run_filled
 from llamagen_jax.models.clip import CLIP, preprocess
 from llamagen_jax.scenes.check import compare
-from llamagen_jax.scenes.world import described
+from llamagen_jax.scenes.world import Scene, described
 from llamagen_jax.text.clip_tokenizer import CLIPTokenizer
 from llamagen_jax.text.prompts import read_categories
 from llamagen_jax.weights import clip
@@ -79,12 +79,14 @@ def evaluate(
 
 
 def _scene_figures(images: ImageSet, source: str, prompts: Sequence[str]) -> Iterator[Figure]:
-    wanted = [described(prompt) for prompt in prompts]
-    for prompt, scene in zip(prompts, wanted, strict=True):
+    wanted: list[Scene] = []
+    for prompt in prompts:
+        scene = described(prompt)
         if scene is None:
             raise InputError(
                 f"{prompt!r} of {source} is no caption of the rendered scenes, which --scenes needs"
             )
+        wanted.append(scene)
     each = images.count // len(prompts)
     repeated = (scene for scene in wanted for _ in range(each))
     whole = itertools.chain.from_iterable(images.batches(1))

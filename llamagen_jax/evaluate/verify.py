@@ -1,14 +1,21 @@
-"""Whether a published model gives its published figure here; part of the command `evaluate`."""
+"""Whether a model is what it should be; part of the command `evaluate`.
+
+A published one is measured as its figure was, which takes hours. Any model, published or own, can
+also be checked in minutes for the mistakes that are commonly made (`quick_checks`).
+"""
 
 import argparse
 from typing import Any
 
 import numpy as np
 
-from llamagen_jax import commands
+from llamagen_jax import commands, zoo
 from llamagen_jax.errors import InputError, nearest
-from llamagen_jax.evaluate import distances, images, tokenizers
+from llamagen_jax.evaluate import distances, images, quick_checks, tokenizers
 from llamagen_jax.evaluate.figures import Figure
+from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.image_tokenizer import ModelTokenizer
+from llamagen_jax.weights import export, kinds
 from llamagen_jax.weights.published import PUBLISHED, Published
 
 # FIDs of 50,000 samples with other seeds and class labels differ by less than half of it; with
@@ -17,40 +24,56 @@ from llamagen_jax.weights.published import PUBLISHED, Published
 _TOLERANCE = 0.15
 # Side in pixels at which all are evaluated.
 _SIZE = 256
+# Samples that the published figures are of, and images that a quick check takes.
+_COUNT, _QUICK_COUNT = 50_000, 256
+# Of all published class-conditional generators.
+_TOKENIZER = "vq_ds16_c2i"
 
 
 def evaluate(
     name: str,
     *,
-    network: str,
+    network: str | None,
     reference: str,
+    quick: bool,
     weights: str | None,
-    tokenizer: str,
+    tokenizer: str | None,
+    text_encoder: str | None,
     size: int,
-    count: int,
+    count: int | None,
     batch_size: int,
     keep: str | None,
 ) -> tuple[list[Figure], dict]:
-    """The published figure measured anew, with the settings that it was published with.
+    """The published figure measured anew as it was published, or the checks of `quick_checks`.
 
     Args:
-      name: of `PUBLISHED`.
-      network: file of `weights.inception.load`.
+      name: of `PUBLISHED`; with `quick` also a file or folder of `zoo.load`.
+      network: file of `weights.inception.load`; not needed with `quick`.
       reference: of `images.evaluate` for a generator: ADM's VIRTUAL_imagenet256_labeled.npz; for a
-        tokenizer the images of ImageNet's validation set.
+        tokenizer the images of ImageNet's validation set. With `quick` of
+        `quick_checks.generator_figures`.
       weights: file or folder of the model; None fetches it by its name.
-      tokenizer: of a generator.
+      tokenizer: of a generator; None takes the one that its run named, or the published one.
+      text_encoder: of a generator of captions, with `quick`.
       size: of the images that a tokenizer reconstructs; they are compared at 256 px.
-      count, batch_size, keep: of `images.evaluate`.
+      count: samples, or with `quick` images; None for as many as were published, or a few.
+      batch_size, keep: of `images.evaluate`.
 
     Returns:
-      The figures, and what they are of: "passed" tells whether the published one was reached.
+      The figures, and what they are of: "passed" tells whether all is as it should be.
 
     Raises:
       InputError: nothing is published of the model, or of `images.evaluate`.
     """
+    if quick:
+        names = {"tokenizer": tokenizer, "text_encoder": text_encoder}
+        return _quick(weights or name, reference, size, count or _QUICK_COUNT, batch_size, **names)
     if name not in PUBLISHED:
-        raise InputError(f"there is no published model {name}; {nearest(name, PUBLISHED)}")
+        raise InputError(
+            f"there is no published model {name}; {nearest(name, PUBLISHED)}, or give --quick"
+        )
+    if network is None:
+        raise InputError("give --inception, the network of FID, or --quick to do without")
     published, model = PUBLISHED[name], weights or name
     check_distance()
     if published.fid is not None:
@@ -58,8 +81,8 @@ def evaluate(
             model,
             reference,
             network=network,
-            tokenizer=tokenizer,
-            count=count,
+            tokenizer=tokenizer or _TOKENIZER,
+            count=count or _COUNT,
             batch_size=batch_size,
             keep=keep,
             **settings(published),
@@ -90,6 +113,32 @@ def evaluate(
     return [verdict, *found], about | {"model": name, "published": value, "passed": passed}
 
 
+def _quick(
+    name: str,
+    location: str,
+    size: int,
+    count: int,
+    batch_size: int,
+    *,
+    tokenizer: str | None,
+    text_encoder: str | None,
+) -> tuple[list[Figure], dict]:
+    model, params = zoo.load(name)
+    if kinds.kind_of(model.config).role == "tokenizer":
+        opened = ModelTokenizer(model, params)
+        found = quick_checks.tokenizer_figures(opened, location, size, count, batch_size)
+    else:
+        recorded = export.recorded(name)
+        generator = ImageGenerator.open(
+            name,
+            tokenizer or recorded.get("tokenizer") or _TOKENIZER,
+            text_encoder or recorded.get("text_encoder") or None,
+        )
+        found = quick_checks.generator_figures(generator, location, count, batch_size)
+    passed = not any(figure.compare.startswith("FAIL") for figure in found)
+    return found, {"samples": name, "reference": location, "quick": True, "passed": passed}
+
+
 def settings(published: Published) -> dict[str, Any]:
     """Arguments of `images.evaluate` that a generator's published FID was measured with."""
     return {
@@ -117,14 +166,24 @@ def check_distance(features: int = 64) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `evaluate verify`."""
     parser.add_argument(
-        "name", metavar="NAME", help="such as c2i_L_384 or vq_ds16_c2i, see the model zoo"
+        "name",
+        metavar="NAME",
+        help="such as c2i_L_384 or vq_ds16_c2i, see the model zoo; with --quick also a file, "
+        "export or work folder",
     )
     parser.add_argument(
         "reference",
         type=commands.path,
         metavar="REFERENCE",
         help="for a generator ADM's VIRTUAL_imagenet256_labeled.npz, for a tokenizer the folder of "
-        "ImageNet's validation images",
+        "ImageNet's validation images; with --quick images of the kind it was trained on: a folder "
+        "by class or with captions, a dataset folder or tar shards",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="in minutes and without Inception: whether the model, its tokenizer and its labels or "
+        "captions belong together, by the likelihood of real images",
     )
     parser.add_argument(
         "--weights", type=commands.path, help="file or folder of the model (fetched by its name)"
@@ -132,8 +191,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         type=commands.path,
-        default="vq_ds16_c2i",
-        help="of a generator: file, folder or name (vq_ds16_c2i)",
+        help="of a generator: file, folder or name (the one its run named, or vq_ds16_c2i)",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        type=commands.path,
+        help="with --quick, of a generator of captions: folder of its T5 (the one its run named)",
     )
     parser.add_argument(
         "--size",
@@ -144,6 +207,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count",
         type=commands.whole,
-        default=50_000,
-        help="samples; fewer give a larger FID, which then fails (50000)",
+        help="samples; fewer give a larger FID, which then fails (50000); with --quick images "
+        "(256)",
     )

@@ -37,6 +37,8 @@ class TrainConfig:
       steps: length of the run.
       sharding_rules: see `sharding.tree_shardings`.
       log_every, eval_every, sample_every, checkpoint_every: steps between; 0 only at the end.
+      expected_loss: triples of a step and of the least and the greatest training loss that runs of
+        this configuration have there, as averaged since the last log; a run outside is warned of.
     """
 
     task: str
@@ -51,6 +53,7 @@ class TrainConfig:
     eval_every: int
     sample_every: int
     checkpoint_every: int
+    expected_loss: tuple
 
     def __post_init__(self):
         for field in ("batch_size", "steps", "log_every"):
@@ -60,6 +63,9 @@ class TrainConfig:
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
         seeds.check(self.seed, "seed")
+        for row in self.expected_loss:
+            if len(row) != 3 or not row[1] <= row[2]:
+                raise ValueError(f"expected_loss has {row!r}: it must hold (step, least, greatest)")
 
 
 @dataclasses.dataclass(frozen=True)

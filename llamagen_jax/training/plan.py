@@ -12,7 +12,7 @@ import numpy as np
 from llamagen_jax.training.optimizer import OptimizerConfig, learning_rate
 
 # Results depend on none of these.
-_FREE = ("sample.", "mesh.", "sharding_rules", "data.eval", "record_offset")
+_FREE = ("sample.", "mesh.", "sharding_rules", "data.eval", "record_offset", "expected_loss")
 _SCHEDULE = (
     "steps",
     "optimizer.learning_rate",

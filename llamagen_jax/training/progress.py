@@ -104,8 +104,19 @@ class Progress:
         )
         if self._task.warning and (warning := self._task.warning(self._step, values)):
             logging.warning(warning)
+        self._compare(float(values["loss"]))
         self._average, self._skipped = None, 0
         return values
+
+    def _compare(self, loss: float) -> None:
+        """Tells where other runs of this configuration were, at the steps where that is known."""
+        for step, least, greatest in self._task.config.expected_loss:
+            if step == self._step:
+                told = f"loss {loss:.4g} at step {step}, expected {least:g} to {greatest:g}"
+                if least <= loss <= greatest:
+                    self._bar.write(told)
+                else:
+                    logging.warning("%s: check the data, and what differs from its config", told)
 
     def close(self) -> None:
         """Ends the bar."""

@@ -164,16 +164,27 @@ def test_generator_draws_samples_with_its_tokenizer(tmp_path):
     assert _metrics(tmp_path / "run", "eval/accuracy")
 
 
-def test_held_out_loss_counts_every_record_once(tmp_path, codes):
-    """40 records are evaluated in batches of 8, or of 32 of which the last is padded, alike."""
+def test_held_out_loss_counts_every_record_once(tmp_path, codes, caplog, capfd):
+    """40 records are evaluated in batches of 8, or of 32 of which the last is padded, alike.
+
+    The first loss is ln(32): one run expects that, the other less.
+    """
     losses = []
-    for batch_size in (8, 32):
+    for batch_size, expected in ((8, (1, 3.4, 3.5)), (32, (1, 0, 3))):
         config = _config(
-            "generator", codes, batch_size=batch_size, steps=1, optimizer__learning_rate=1e-30
+            "generator",
+            codes,
+            batch_size=batch_size,
+            steps=1,
+            expected_loss=(expected,),
+            optimizer__learning_rate=1e-30,
         )
+        assert "expected" not in caplog.text
         tiny.train(config, tmp_path / str(batch_size))
         losses += [value for _, value in _metrics(tmp_path / str(batch_size), "eval/loss")]
     np.testing.assert_allclose(losses, np.log(32), rtol=1e-5)
+    assert "loss 3.466 at step 1, expected 0 to 3: check the data" in caplog.text
+    assert "loss 3.466 at step 1, expected 3.4 to 3.5" in "".join(capfd.readouterr())
 
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, codes):
