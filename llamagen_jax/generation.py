@@ -69,7 +69,7 @@ class ImageGenerator:
 
     Attributes:
       name: of the generator, as it was given.
-      model, params: the transformer.
+      model, params: the transformer, laid out by `Llama.for_decoding`.
       tokenizer: turns its codes into pixels.
       text_encoder: folder of the T5 that reads prompts for it; None for classes.
       class_names: by label; () where they are not known.
@@ -99,6 +99,7 @@ class ImageGenerator:
         if unnamed or class_names == imagenet_ids():
             class_names = imagenet_names()
         mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+        model, params = model.for_decoding(params)
         params, opened = jax.device_put((params, opened), jax.NamedSharding(mesh, jax.P()))
         return cls(name, model, params, opened, text_encoder, class_names)
 

@@ -181,9 +181,9 @@ def _prefill(bench: Bench) -> Iterator[Timing]:
 
     @jax.jit
     def prefill(params, x):
-        decoder, variables = model.for_decoding(params)
+        decoder, params = model.for_decoding(params)
         positions, cache = jnp.arange(_TEXT_TOKENS)[None], decoder.init_cache(s.batch_size)
-        return decoder.apply(variables, x, positions, None, cache, method="extend")
+        return decoder.apply({"params": params}, x, positions, None, cache, method="extend")
 
     yield bench.time(
         "prefill",

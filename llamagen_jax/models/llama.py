@@ -207,22 +207,22 @@ class Llama(nn.Module):
         return self.logits(x[:, -1]), filled
 
     def for_decoding(self, params: dict) -> tuple["Llama", dict]:
-        """The same model with its layers apart and its matrices in the compute dtype.
+        """The same model and parameters, laid out so that a decoding step reads each weight once.
 
-        Inside `jit`, before the decoding loop: each step then reads every weight once, in place.
+        Its layers are apart and its matrices in the compute dtype. `generate` takes both in the
+        place of the model and its parameters, which it would lay out anew in every call.
 
         Args:
-          params: parameters with stacked layers.
-
-        Returns:
-          The unrolled model and the variables to apply it with.
+          params: parameters with stacked layers, on the host or on devices; those that are laid out
+            already are returned as they are.
         """
+        if not self.scan_layers:
+            return self, params
 
         def cast(leaf):
             return leaf.astype(self.config.dtype) if leaf.ndim > 1 else leaf
 
-        params = jax.tree.map(cast, unstack_layers(params))
-        return self.clone(scan_layers=False), {"params": params}
+        return self.clone(scan_layers=False), jax.tree.map(cast, unstack_layers(params))
 
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache: one of stacked leaves, or one for each layer where they are apart."""

@@ -19,8 +19,7 @@ def filter_logits(
     """
     logits = jnp.asarray(logits)
     if top_k:
-        smallest_kept = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits < smallest_kept, -jnp.inf, logits)
+        logits = jnp.where(logits < kth_largest(logits, top_k), -jnp.inf, logits)
     if isinstance(top_p, float) and top_p >= 1:
         return logits
     order = jnp.argsort(logits, axis=-1, descending=True)
@@ -28,6 +27,27 @@ def filter_logits(
     outside = jnp.cumsum(probs, axis=-1) - probs > top_p
     outside = jnp.put_along_axis(jnp.zeros_like(outside), order, outside, axis=-1, inplace=False)
     return jnp.where(outside, -jnp.inf, logits)
+
+
+def kth_largest(values: Float[AnyArray, "*rows V"], k: int) -> Float[Array, "*rows 1"]:
+    """The k-th largest float32 value of each row, 1 <= k <= V, counting equal ones apart.
+
+    It is found bit by bit by counting, which is many times faster than a partial sort of a large
+    vocabulary.
+    """
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    # Unsigned numbers in the order of the floats.
+    ordered = jnp.where(bits & sign, ~bits, bits | sign)
+
+    def set_bit(i, found):
+        higher = found | sign >> i.astype(jnp.uint32)
+        enough = jnp.sum(ordered >= higher, axis=-1, keepdims=True) >= k
+        return jnp.where(enough, higher, found)
+
+    nothing = jnp.zeros((*values.shape[:-1], 1), jnp.uint32)
+    found = jax.lax.fori_loop(0, 32, set_bit, nothing)
+    return jax.lax.bitcast_convert_type(jnp.where(found & sign, found ^ sign, ~found), jnp.float32)
 
 
 def guide(

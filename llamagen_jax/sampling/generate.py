@@ -33,8 +33,8 @@ def generate(
     differently at another shape tip an almost exact tie.
 
     Args:
-      model: a `Llama`.
-      params: its parameters, layers stacked.
+      model, params: a `Llama` and its parameters, as they are loaded; or both as
+        `Llama.for_decoding` returns them, which saves laying them out in every call.
       condition: int labels [B] or text features [B, T, C].
       settings: how to draw; its fields may also, or instead, be given one by one.
       condition_mask: bool [B, T], False at padding; None for no padding.

@@ -54,8 +54,8 @@ def decode(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode(model, program: _Program, params, condition, condition_mask, keys, numbers: _Numbers):
-    decoder, variables = model.for_decoding(params)
-    apply = functools.partial(decoder.apply, variables)
+    decoder, params = model.for_decoding(params)
+    apply = functools.partial(decoder.apply, {"params": params})
     B, T = condition.shape[0], model.config.condition_length
     num_guided, length = program.num_guided, model.config.code_length
     pick = functools.partial(_pick, program, numbers, keys)

@@ -49,9 +49,8 @@ def test_cached_decoding_equals_teacher_forcing(case, scan_layers):
     expected = model.apply({"params": params}, codes, condition, mask)
 
     if not scan_layers:
-        model, variables = model.for_decoding(params)
-    else:
-        variables = {"params": params}
+        model, params = model.for_decoding(params)
+    variables = {"params": params}
     extend = jax.jit(functools.partial(model.apply, method="extend"))
     T = config.condition_length
     x = model.apply(variables, condition, mask, method="embed_condition")

@@ -6,7 +6,7 @@ import tiny
 
 from llamagen_jax import flops, sharding
 from llamagen_jax.errors import InputError
-from llamagen_jax.sampling.filters import filter_logits
+from llamagen_jax.sampling.filters import filter_logits, kth_largest
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.sampling.settings import SamplingSettings
 
@@ -128,6 +128,27 @@ def test_null_branch_keeps_the_mask_of_the_caption():
     by_hand = (model, params, text, null, 3.0, 10, mask)
     np.testing.assert_array_equal(codes, _greedy_by_hand(*by_hand, null_mask=mask))
     assert not np.array_equal(codes, _greedy_by_hand(*by_hand, null_mask=None))
+
+
+def test_kth_largest_is_that_of_a_sort():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((4, 60)).astype(np.float32) * 10.0 ** rng.integers(-40, 38, (4, 60))
+    rows[1] = rng.integers(-2, 3, 60)  # many ties, some of them at zero
+    rows[2, ::3] = -np.inf
+    rows[3, :9] = [0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, 3e38, -3e38, 0.0]
+    rows = rows.astype(np.float32)
+    kth = jax.jit(kth_largest, static_argnums=1)
+    for k in (1, 2, 3, 9, 20, 21, 40, 59, 60):
+        np.testing.assert_array_equal(kth(rows, k)[:, 0], -np.sort(-rows, axis=1)[:, k - 1])
+
+
+def test_parameters_that_are_laid_out_give_the_same_codes(model_and_params):
+    model, params = model_and_params
+    settings = SamplingSettings(**SETTINGS)
+    laid_out = model.for_decoding(jax.tree.map(np.asarray, params))
+    assert laid_out[0].for_decoding(laid_out[1])[1] is laid_out[1]
+    codes = generate(*laid_out, LABELS, settings=settings)
+    np.testing.assert_array_equal(codes, generate(model, params, LABELS, settings=settings))
 
 
 def test_filters_keep_ties_and_the_first_code_over_top_p():
