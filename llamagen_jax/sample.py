@@ -15,7 +15,7 @@ import numpy as np
 from flax.serialization import to_state_dict
 from tqdm import tqdm
 
-from llamagen_jax import commands, zoo
+from llamagen_jax import commands, compilation_cache, zoo
 from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator, Samples
@@ -44,6 +44,7 @@ _SUBJECTS_AT_ONCE = 1024
 def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     args = _parser().parse_args(argv)
+    compilation_cache.enable()
     with one_line_errors():
         run(args)
 

@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from llamagen_jax import commands
+from llamagen_jax import commands, compilation_cache
 from llamagen_jax.errors import one_line_errors
 from llamagen_jax.evaluate import figures, images, texts, tokenizers, verify
 from llamagen_jax.files import staged
@@ -25,6 +25,7 @@ from llamagen_jax.files import staged
 def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     arguments = vars(_parser().parse_args(argv))
+    compilation_cache.enable()
     run, output = arguments.pop("run"), arguments.pop("output")
     with one_line_errors():
         found, about = run(**arguments)
