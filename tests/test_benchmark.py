@@ -8,6 +8,7 @@ from absl import logging
 from llamagen_jax import zoo
 from llamagen_jax.benchmark import __main__ as benchmark
 from llamagen_jax.benchmark import parts as benchmark_parts
+from llamagen_jax.benchmark import suites, versus_torch
 from llamagen_jax.training import config_files
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.generator import forward_flops
@@ -25,7 +26,7 @@ def tiny_models(monkeypatch):
 
 
 # Codes, codes, tokens and programs of a call at this batch size.
-COUNTS = {"train step, generator": 8 * 16, "decode": 8 * 16, "prefill": 8 * 120, "compile": 1}
+COUNTS = {"train step, generator": 8 * 16, "decode": 8 * 256, "prefill": 8 * 120, "compile": 1}
 
 
 @pytest.mark.parametrize("only", COUNTS)
@@ -53,7 +54,7 @@ def test_figures_are_written_and_printed(tmp_path, capsys, only, monkeypatch):
 def test_configs_are_the_papers_with_the_setting_in_place():
     setting = benchmark_parts.Setting("GPT-XL", "VQ-8", "bfloat16", 6, 3, 1)
     paper = from_mapping(config_files.load("c2i.py:B-256").to_dict())
-    generator = benchmark_parts._generator_config(setting, "GPT-XL")
+    generator = benchmark_parts.generator_config(setting, "GPT-XL")
     model = dataclasses.replace(tiny.LLAMA_CONFIG, dtype="bfloat16")
     assert generator == dataclasses.replace(paper, model=model, batch_size=6)
     tokenizer = benchmark_parts._tokenizer_config(setting)
@@ -72,3 +73,47 @@ def test_configs_are_the_papers_with_the_setting_in_place():
 def test_bad_input_is_one_line(arguments, message):
     with pytest.raises(SystemExit, match=message):
         benchmark.main(arguments)
+
+
+def test_every_kind_of_run_of_the_gpu_suite_runs_at_toy_sizes(tmp_path, monkeypatch, capsys):
+    """In this process, and in bfloat16, which it takes there."""
+    kinds = {run.options[1]: run for run in reversed(suites.gpu())}
+    assert len(kinds) == 4
+
+    def call(options, seconds):
+        output = tmp_path / "run.json"
+        benchmark.main([*options, "--dtype", "bfloat16", "--output", str(output)])
+        return json.loads(output.read_text())
+
+    monkeypatch.setattr(suites, "_call", call)
+    records = list(suites.run(list(kinds.values()), tiny=True, seconds=60))
+    names = [figure["name"] for record in records for figure in record["figures"]]
+    assert sorted(names) == [
+        "decode",
+        "decode images",
+        "encode images",
+        "train step, generator",
+        "train step, tokenizer",
+    ]
+    assert all(record["setting"]["tiny"] for record in records)
+    decoded = next(record for record in records if "decode" in record["options"].split())
+    assert decoded["published_seconds"] == {"eager": 7.80, "vLLM": 2.39}
+    assert "guidance 2" in decoded["figures"][0]["shapes"]
+    assert "7.8 s, 2.39 s" in suites.table(records)
+
+
+def test_a_run_that_fails_loses_its_own_rows_alone(monkeypatch):
+    runs = [suites.Run(("--only", "nothing")), suites.Run(("--only", "decode"))]
+    records = list(suites.run(runs[:1], tiny=True, seconds=60))
+    assert records[0]["error"].startswith("error: no benchmark is called 'nothing'")
+    (late,) = suites.run(runs[1:], tiny=True, seconds=0)
+    assert late["error"] == "no time was left"
+    assert "| `--only nothing` | error: no benchmark" in suites.table(records)
+
+
+def test_the_comparison_with_the_original_needs_its_checkout(tmp_path):
+    pytest.importorskip("torch")
+    with pytest.raises(SystemExit, match=r"is no checkout of github.com/FoundationVision/LlamaGen"):
+        benchmark.main(["--versus-torch", str(tmp_path)])
+    pairs = [versus_torch.Pair("decode", 30.0, 10.0)]
+    assert "| decode | 30.0 ms | 10.0 ms | 3.00 |" in versus_torch.table(pairs)

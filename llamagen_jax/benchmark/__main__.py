@@ -16,9 +16,12 @@ from absl import logging
 from tqdm import tqdm
 
 from llamagen_jax import commands, zoo
+from llamagen_jax.benchmark import suites, versus_torch
 from llamagen_jax.benchmark.parts import BENCHMARKS, Bench, Setting, Timing
 from llamagen_jax.errors import InputError, nearest, one_line_errors
 from llamagen_jax.files import staged
+
+_SUITE_SECONDS = 9 * 60
 
 
 def run(setting: Setting, only: str = "") -> tuple[dict[str, float], list[Timing]]:
@@ -40,27 +43,45 @@ def main(argv: list[str] | None = None) -> None:
         for name in (arguments.generator, arguments.tokenizer):
             if name not in zoo.MODELS:
                 raise InputError(f"there is no model '{name}'; {nearest(name, zoo.MODELS)}")
-        if not any(arguments.only in name for name in BENCHMARKS):
+        known = arguments.versus_torch or any(arguments.only in name for name in BENCHMARKS)
+        if not known:
             raise InputError(f"no benchmark is called '{arguments.only}': {', '.join(BENCHMARKS)}")
         jax.config.update("jax_enable_compilation_cache", False)
         values = vars(arguments)
-        only, output = values.pop("only"), values.pop("output")
+        only, output, checkout, suite = (
+            values.pop(key) for key in ("only", "output", "versus_torch", "suite")
+        )
         setting = Setting(**values)
+        if suite:
+            records = list(suites.run(suites.gpu(), setting.tiny, _SUITE_SECONDS))
+            print(suites.table(records))
+            if output:
+                _write(output, {"runs": records})
+            return
+        if checkout:
+            pairs = versus_torch.compare(checkout, setting, only)
+            print(versus_torch.table(pairs))
+            if output:
+                _write(output, _about(setting) | {"pairs": [pair._asdict() for pair in pairs]})
+            return
         limits, figures = run(setting, only)
         print(_table(limits, figures))
         if output:
-            with staged(output, overwrite=True) as partial:
-                partial.write_text(json.dumps(_record(setting, limits, figures), indent=2) + "\n")
+            found = {"limits": limits, "figures": [dataclasses.asdict(f) for f in figures]}
+            _write(output, _about(setting) | found)
 
 
-def _record(setting: Setting, limits: dict[str, float], timings: list[Timing]) -> dict:
+def _write(output: str, record: dict) -> None:
+    with staged(output, overwrite=True) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _about(setting: Setting) -> dict:
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "llamagen_jax")},
         "setting": dataclasses.asdict(setting),
-        "limits": limits,
-        "figures": [dataclasses.asdict(figure) for figure in timings],
     }
 
 
@@ -98,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     option("--batch-size", 4 if on_cpu else 64, "sequences per call", type=commands.whole)
     option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=commands.whole)
+    option("--grid-size", 16, "side of the code grid that is decoded", type=commands.whole)
+    option("--guidance-scale", 1.0, "of decoding", type=commands.number)
+    parser.add_argument("--tiny", action="store_true", help="toy models, to prove that all runs")
     option(
         "--repeats",
         3 if on_cpu else 10,
@@ -106,6 +130,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--only", default="", help="part of a benchmark's name: " + ", ".join(BENCHMARKS)
+    )
+    parser.add_argument(
+        "--suite",
+        choices=("gpu",),
+        help="instead, what matters on one GPU, in under nine minutes: every size at 384 px beside "
+        "the original's published times, large batches, training, images; each in its own process",
+    )
+    parser.add_argument(
+        "--versus-torch",
+        type=commands.path,
+        metavar="PATH",
+        help="instead, the same jobs by the original in PyTorch, a checkout of "
+        "github.com/FoundationVision/LlamaGen, and by us, in turn in float32",
     )
     parser.add_argument("--output", type=commands.path, help="JSON file to write")
     return parser

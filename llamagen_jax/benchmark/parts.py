@@ -23,7 +23,7 @@ from llamagen_jax.evaluate.manifolds import manifold_hits
 from llamagen_jax.models import attention
 from llamagen_jax.models.inception import Inception
 from llamagen_jax.models.llama import Llama
-from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.training import config_files, dry_run, generator, tokenizer
 from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining, from_mapping
@@ -32,11 +32,29 @@ from llamagen_jax.training.tasks import make_mesh
 from llamagen_jax.weights import export
 
 _TEXT_TOKENS = 120
+_TINY_LLAMA = {"dim": 64, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "vocab_size": 128}
+_TINY_VQGAN = {
+    "base_channels": 32,
+    "channel_multipliers": (1, 1, 1),
+    "num_res_blocks": 1,
+    "z_channels": 32,
+    "codebook_size": 128,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is timed: names of `zoo.MODELS`, dtype, and examples per call on one device."""
+    """What is timed, on one device.
+
+    Attributes:
+      generator, tokenizer: names of `zoo.MODELS`.
+      dtype: compute dtype.
+      batch_size, image_batch_size: sequences and images per call.
+      repeats: timed calls.
+      grid_size: side of the code grid that is decoded.
+      guidance_scale: of decoding, see `SamplingSettings`.
+      tiny: toys in the place of the models, which prove that all runs.
+    """
 
     generator: str
     tokenizer: str
@@ -44,6 +62,22 @@ class Setting:
     batch_size: int
     image_batch_size: int
     repeats: int
+    grid_size: int = 16
+    guidance_scale: float = 1.0
+    tiny: bool = False
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of images."""
+        return 64 if self.tiny else 256
+
+    def config(self, name: str) -> Any:
+        """The configuration of the model `name` of the zoo, or of a toy of its kind."""
+        config = dataclasses.replace(zoo.MODELS[name], dtype=self.dtype)
+        if not self.tiny:
+            return config
+        toy = _TINY_VQGAN if isinstance(config, VQGANConfig) else _TINY_LLAMA
+        return dataclasses.replace(config, **toy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +141,7 @@ def measured_bandwidth() -> float:
 
 
 def _train_generator(bench: Bench) -> Iterator[Timing]:
-    s, config = bench.setting, _generator_config(bench.setting, bench.setting.generator)
+    s, config = bench.setting, generator_config(bench.setting, bench.setting.generator)
     task = generator.make_task(config)
     length = config.model.code_length
     batch = {
@@ -129,7 +163,7 @@ def _train_generator(bench: Bench) -> Iterator[Timing]:
 def _train_tokenizer(bench: Bench) -> Iterator[Timing]:
     s, config = bench.setting, _tokenizer_config(bench.setting)
     task = tokenizer.make_task(config)
-    batch = {"image": jnp.zeros((s.image_batch_size, 256, 256, 3), jnp.uint8)}
+    batch = {"image": jnp.zeros((s.image_batch_size, s.image_size, s.image_size, 3), jnp.uint8)}
     call, work = _steps(task, batch)
     yield bench.time(
         "train step, tokenizer",
@@ -156,17 +190,20 @@ def _steps(task: Task, batch: dict) -> tuple[Callable[[], Any], float]:
 
 def _decode(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
-    model, params = _llama(s, condition="class")
+    model, params = _llama(s, condition="class", grid_size=s.grid_size)
     labels = np.zeros(s.batch_size, np.int32)
     c = model.config
     itemsize = jnp.dtype(s.dtype).itemsize
     weights = sum(leaf.size for leaf in jax.tree.leaves(params)) - c.vocab_size * c.dim
     # On average half of the positions are filled.
-    cache = s.batch_size * c.n_layers * 2 * c.kv_heads * c.head_dim * c.code_length / 2
+    rows = s.batch_size * (2 if s.guidance_scale > 1 else 1)
+    cache = rows * c.n_layers * 2 * c.kv_heads * c.head_dim * c.code_length / 2
+    model, params = model.for_decoding(params)
+    guided = f", guidance {s.guidance_scale:g}" if s.guidance_scale > 1 else ""
     yield bench.time(
         "decode",
-        f"{s.generator} {s.dtype}, {s.batch_size} samples of {c.code_length} codes",
-        lambda: generate(model, params, labels, seed=0),
+        f"{s.generator} {s.dtype}, {s.batch_size} samples of {c.code_length} codes{guided}",
+        lambda: generate(model, params, labels, seed=0, guidance_scale=s.guidance_scale),
         count=s.batch_size * c.code_length,
         unit="codes",
         limit="memory",
@@ -198,9 +235,9 @@ def _prefill(bench: Bench) -> Iterator[Timing]:
 
 def _images(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
-    config = dataclasses.replace(zoo.MODELS[s.tokenizer], dtype=s.dtype)
-    model, side = VQGAN(config), 256 // config.downsampling
-    images = jnp.zeros((s.image_batch_size, 256, 256, 3))
+    config = s.config(s.tokenizer)
+    model, side = VQGAN(config), s.image_size // config.downsampling
+    images = jnp.zeros((s.image_batch_size, s.image_size, s.image_size, 3))
     codes = jnp.zeros((s.image_batch_size, side, side), jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     for method, inputs in (("encode", images), ("decode", codes)):
@@ -221,7 +258,7 @@ def _compile(bench: Bench) -> Iterator[Timing]:
     for name in ("GPT-B", "GPT-XL"):
         seconds = []
         for _ in range(s.repeats):
-            config = _generator_config(s, name)
+            config = generator_config(s, name)
             started = time.perf_counter()
             # A new task each time, since JAX remembers what it traced.
             task, mesh = generator.make_task(config), make_mesh(config)
@@ -310,8 +347,8 @@ BENCHMARKS = {
 }
 
 
-def _llama(setting: Setting, **condition) -> tuple[Llama, dict]:
-    config = dataclasses.replace(zoo.MODELS[setting.generator], dtype=setting.dtype, **condition)
+def _llama(setting: Setting, **fields) -> tuple[Llama, dict]:
+    config = dataclasses.replace(setting.config(setting.generator), **fields)
     model = Llama(config, attention=attention.choose("auto", setting.dtype))
     codes = jnp.zeros((1, config.code_length), jnp.int32)
     shape = (1,) if config.condition == "class" else (1, _TEXT_TOKENS, config.caption_dim)
@@ -319,11 +356,10 @@ def _llama(setting: Setting, **condition) -> tuple[Llama, dict]:
     return model, init(jax.random.key(0), codes, jnp.zeros(shape, jnp.int32))["params"]
 
 
-def _generator_config(setting: Setting, name: str) -> GeneratorTraining:
+def generator_config(setting: Setting, name: str) -> GeneratorTraining:
     """The training of the paper, of the model `name` and on one device."""
     config: Any = config_files.load("c2i.py:B-256")
-    model = dataclasses.replace(zoo.MODELS[name], dtype=setting.dtype)
-    config.model.update(dataclasses.asdict(model))
+    config.model.update(dataclasses.asdict(setting.config(name)))
     config.batch_size = setting.batch_size
     return from_mapping(config.to_dict())
 
@@ -331,8 +367,7 @@ def _generator_config(setting: Setting, name: str) -> GeneratorTraining:
 def _tokenizer_config(setting: Setting) -> TokenizerTraining:
     """The training of the paper, of the VQGAN alone: without its discriminator and LPIPS."""
     config: Any = config_files.load("vqgan.py:VQ-16")
-    model = dataclasses.replace(zoo.MODELS[setting.tokenizer], dtype=setting.dtype)
-    config.model.update(dataclasses.asdict(model))
+    config.model.update(dataclasses.asdict(setting.config(setting.tokenizer)))
     config.batch_size = setting.image_batch_size
     config.loss.update(perceptual_weight=0.0, adversarial_weight=0.0)
     return from_mapping(config.to_dict())
