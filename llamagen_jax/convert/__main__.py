@@ -14,8 +14,8 @@ from tqdm import tqdm
 from llamagen_jax import commands, zoo
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.weights import export
-from llamagen_jax.weights.infer import infer_config
-from llamagen_jax.weights.kinds import describe, kind_of
+from llamagen_jax.weights.infer import format_of, infer_config
+from llamagen_jax.weights.kinds import describe
 from llamagen_jax.weights.mapping import layout_of
 from llamagen_jax.weights.torch_files import SUFFIXES, Tensor, read_torch, write_torch
 
@@ -64,22 +64,24 @@ def _convert(src: Path, dst: Path, ema: bool, grid_size: int | None, n_heads: in
     if src.is_dir():
         model, params = zoo.load_folder(src)
         config = model.config
+        file_format = format_of(config)
         what = f"parameters in {src} do not fit a {describe(config)}"
-        tensor_views = layout_of(config).tensor_views(params, what)
+        tensor_views = layout_of(config, file_format).tensor_views(params, what)
         leaves = flatten_dict(params, sep="/").items()
         param_views = {path: Tensor.of(leaf) for path, leaf in leaves}
     else:
         tensors, key = read_torch(src, ema)
         print(f"{src}: taking the weights {f'under {key!r}' if key else 'it holds directly'}")
         config = infer_config(tensors, src, grid_size=grid_size, n_heads=n_heads)
+        file_format = format_of(config, tensors)
+        layout = layout_of(config, file_format)
         what = f"tensors in {src} do not fit a {describe(config)}"
-        param_views = layout_of(config).param_views(tensors, what)
-        names = layout_of(config).tensor_shapes
-        tensor_views = {name: Tensor.of(tensors[name]) for name in names}
+        param_views = layout.param_views(tensors, what)
+        tensor_views = {name: Tensor.of(tensors[name]) for name in layout.tensor_shapes}
     total = sum(view.nbytes for view in param_views.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc=dst.name) as bar:
         if dst.suffix in SUFFIXES:
-            buffers = kind_of(config).table.buffers.items()
+            buffers = file_format.table(config).buffers.items()
             zeros = {name: Tensor.of(np.zeros(shape, np.float32)) for name, shape in buffers}
             write_torch(dst, _tracked(tensor_views, bar) | zeros)
         else:

@@ -1,19 +1,18 @@
-"""The configuration of a model of the original LlamaGen, from the tensors of its file."""
+"""The known formats of weight files, and the configuration that the tensors of a file tell."""
 
-import dataclasses
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.models.llama import LlamaConfig
-from llamagen_jax.models.vqgan import VQGANConfig
-from llamagen_jax.weights.kinds import Config, make_config
-from llamagen_jax.weights.published import MODELS, PUBLISHED, check_published
-from llamagen_jax.weights.shapes import Shapes
+from llamagen_jax.weights import llamagen
+from llamagen_jax.weights.formats import Format, Hints
+from llamagen_jax.weights.kinds import Config
+from llamagen_jax.weights.published import PUBLISHED, check_published
+
+# The first of a kind is the one that its models are written in.
+FORMATS = (llamagen.LLAMA, llamagen.VQGAN)
 
 
 def infer_config(
@@ -23,7 +22,7 @@ def infer_config(
     grid_size: int | None = None,
     n_heads: int | None = None,
 ) -> Config:
-    """The configuration of the model whose state dict in the original's names is `tensors`.
+    """The configuration of the model whose state dict, in one of `FORMATS`, is `tensors`.
 
     Args:
       source: the file they come from. When it is called like a published model, or `name` is given,
@@ -32,24 +31,23 @@ def infer_config(
       n_heads: attention heads, which tensors do not show; known for the published sizes.
 
     Raises:
-      InputError: the tensors are of neither model, do not tell enough, or contradict the name.
+      InputError: the tensors are of no known format, do not tell enough, or contradict the name.
     """
     if name is None and source.stem in PUBLISHED:
         name = source.stem
     if grid_size is None and name is not None:
         # A tokenizer has none; that the file is no tokenizer is then found below.
         grid_size = vars(PUBLISHED[name].config).get("grid_size", 16)
+    file_format = next((f for f in FORMATS if f.marker in tensors), None)
+    if file_format is None:
+        origins = ", ".join(dict.fromkeys(f.origin for f in FORMATS))
+        raise InputError(
+            f"{source} holds neither a tokenizer nor a transformer of {origins} but tensors such "
+            f"as {', '.join(list(tensors)[:3])}"
+        )
     shapes = {tensor_name: tensor.shape for tensor_name, tensor in tensors.items()}
     try:
-        if "quantize.embedding.weight" in shapes:
-            config = _infer_vqgan(shapes, source)
-        elif "tok_embeddings.weight" in shapes:
-            config = _infer_llama(shapes, source, grid_size, n_heads)
-        else:
-            raise InputError(
-                f"{source} holds neither a tokenizer nor a transformer of LlamaGen but tensors "
-                f"such as {', '.join(list(shapes)[:3])}"
-            )
+        config = file_format.infer(shapes, Hints(source, grid_size, n_heads))
     except KeyError as error:
         raise InputError(f"{source} is incomplete: it has no tensor {error}") from None
     if name is not None:
@@ -57,76 +55,10 @@ def infer_config(
     return config
 
 
-def _infer_vqgan(shapes: Shapes, source: Path) -> VQGANConfig:
-    base_channels = shapes["encoder.conv_in.weight"][0]
-    outputs = [
-        shapes[f"encoder.conv_blocks.{level}.res.0.conv1.weight"][0]
-        for level in range(_count(shapes, "encoder.conv_blocks."))
-    ]
-    codebook_size, codebook_dim = shapes["quantize.embedding.weight"]
-    fields = {
-        "base_channels": base_channels,
-        "channel_multipliers": [channels // base_channels for channels in outputs],
-        "num_res_blocks": _count(shapes, "encoder.conv_blocks.0.res."),
-        "z_channels": shapes["encoder.conv_out.weight"][0],
-        "codebook_size": codebook_size,
-        "codebook_dim": codebook_dim,
-    }
-    return make_config(VQGANConfig, fields, source)
+def format_of(config: Config, tensors: Iterable[str] = ()) -> Format:
+    """The format of a model of this configuration whose tensors have these names.
 
-
-def _infer_llama(
-    shapes: Shapes, source: Path, grid_size: int | None, n_heads: int | None
-) -> LlamaConfig:
-    vocab_size, dim = shapes["tok_embeddings.weight"]
-    fields: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "dim": dim,
-        "n_layers": _count(shapes, "layers."),
-    }
-    if "cls_embedding.uncond_embedding" in shapes:
-        length, caption_dim = shapes["cls_embedding.uncond_embedding"]
-        fields |= {"condition": "text", "condition_length": length, "caption_dim": caption_dim}
-    else:
-        length = 1
-        fields["num_classes"] = shapes["cls_embedding.embedding_table.weight"][0] - 1
-    fields["grid_size"] = _grid_size(shapes, length, source, grid_size)
-    fields["n_heads"] = n_heads or _published_heads(dim, fields["n_layers"], source)
-    qkv_heads = shapes["layers.0.attention.wqkv.weight"][0] * fields["n_heads"] // dim
-    if qkv_heads != 3 * fields["n_heads"]:
-        fields["n_kv_heads"] = (qkv_heads - fields["n_heads"]) // 2
-    config = make_config(LlamaConfig, fields, source)
-    ffn_dim = shapes["layers.0.feed_forward.w1.weight"][0]
-    return config if config.ffn_dim == ffn_dim else dataclasses.replace(config, multiple_of=ffn_dim)
-
-
-def _published_heads(dim: int, n_layers: int, source: Path) -> int:
-    for config in MODELS.values():
-        if isinstance(config, LlamaConfig) and (config.dim, config.n_layers) == (dim, n_layers):
-            return config.n_heads
-    raise InputError(
-        f"{source} is a transformer of an unpublished size (dim={dim}, n_layers={n_layers}): "
-        "convert it with --n-heads"
-    )
-
-
-def _grid_size(shapes: Shapes, condition_length: int, source: Path, wanted: int | None) -> int:
-    if "freqs_cis" in shapes:
-        stored = math.isqrt(shapes["freqs_cis"][0] - condition_length)
-        if wanted not in (None, stored):
-            raise InputError(
-                f"{source} has codes on a {stored}x{stored} grid; expected {wanted}x{wanted}"
-            )
-        return stored
-    if wanted is None:
-        raise InputError(
-            f"{source} does not tell its image size: load it under its published name, such as "
-            "c2i_L_384, or convert it with --grid-size"
-        )
-    return wanted
-
-
-def _count(shapes: Shapes, prefix: str) -> int:
-    """Number of modules in the list whose names start with `prefix`."""
-    indices = [int(n.removeprefix(prefix).split(".")[0]) for n in shapes if n.startswith(prefix)]
-    return 1 + max(indices, default=-1)
+    Where none is recognised, it is the one that such models are written in.
+    """
+    formats = [f for f in FORMATS if f.config is type(config)]
+    return next((f for f in formats if f.marker in tensors), formats[0])

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
-from llamagen_jax.weights import llamagen
-from llamagen_jax.weights.names import NameTable
 
 Model = Llama | VQGAN
 Config = LlamaConfig | VQGANConfig
@@ -29,7 +27,6 @@ class Kind:
       role: what it does with codes.
       description: its name in messages, formatted with `config`.
       inputs: from a configuration to arrays that the module can be initialised with.
-      table: its names in the original's files.
     """
 
     config: type
@@ -37,7 +34,6 @@ class Kind:
     role: Literal["tokenizer", "generator"]
     description: str
     inputs: Callable[[Any], tuple]
-    table: NameTable
 
     @property
     def name(self) -> str:
@@ -61,7 +57,6 @@ KINDS = (
         role="generator",
         description="{config.condition}-conditional transformer",
         inputs=_llama_inputs,
-        table=llamagen.LLAMA,
     ),
     Kind(
         config=VQGANConfig,
@@ -69,7 +64,6 @@ KINDS = (
         role="tokenizer",
         description="tokenizer",
         inputs=_vqgan_inputs,
-        table=llamagen.VQGAN,
     ),
 )
 _BY_CONFIG = {kind.config: kind for kind in KINDS}

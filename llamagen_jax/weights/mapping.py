@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from llamagen_jax.weights.kinds import Config, describe, kind_of
+from llamagen_jax.weights.formats import Format
+from llamagen_jax.weights.infer import format_of
+from llamagen_jax.weights.kinds import Config, describe
 from llamagen_jax.weights.names import NameTable
 from llamagen_jax.weights.shapes import Shapes, check_shapes, flat_shapes, param_shapes
 from llamagen_jax.weights.torch_files import Tensor
@@ -131,16 +133,18 @@ def _view(entry: _Entry, pieces: list[np.ndarray]) -> Tensor:
 
 
 @functools.cache
-def layout_of(config: Config) -> Layout:
-    """The original's files of the model that `config` describes."""
-    return Layout(kind_of(config).table, param_shapes(config))
+def layout_of(config: Config, file_format: Format | None = None) -> Layout:
+    """The files of the model that `config` describes; by default in the format it is written in."""
+    file_format = file_format or format_of(config)
+    return Layout(file_format.table(config), param_shapes(config))
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], config: Config) -> dict[str, Any]:
-    """Parameters of `Llama(config)` or `VQGAN(config)` from the original's state dict.
+    """Parameters of the model that `config` describes, such as `Llama(config)`, from a state dict.
 
     Args:
-      tensors: arrays by the original's names; its buffers may be among them and are left out.
+      tensors: arrays by the names of the original LlamaGen, or of another format that is known for
+        the kind of model; what such files hold beside parameters is left out.
 
     Returns:
       Nested numpy arrays in the dtypes given, layers stacked.
@@ -149,7 +153,8 @@ def from_torch(tensors: Mapping[str, np.ndarray], config: Config) -> dict[str, A
       InputError: tensors are missing, unexpected or of the wrong shape; it lists them all.
     """
     what = f"tensors do not fit a {describe(config)}"
-    views = layout_of(config).param_views(tensors, what)
+    layout = layout_of(config, format_of(config, tensors))
+    views = layout.param_views(tensors, what)
     return unflatten_dict({path: view.array() for path, view in views.items()}, sep="/")
 
 
