@@ -1,6 +1,7 @@
 """`load`, which opens weights of any origin: files, folders and the published names."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from llamagen_jax.weights.kinds import build, kind_named, make_config
 from llamagen_jax.weights.mapping import from_torch
 from llamagen_jax.weights.published import MODELS, PUBLISHED, check_published
 from llamagen_jax.weights.shapes import check_params
-from llamagen_jax.weights.torch_files import SUFFIXES, read_torch
+from llamagen_jax.weights.torch_files import SUFFIXES, open_folder, read_torch
 
 __all__ = ["MODELS", "PUBLISHED", "build", "load", "load_folder"]
 
@@ -29,15 +30,16 @@ def load(
     """Opens a model and its weights.
 
     Args:
-      name_or_path: an export folder, the work folder of a training run, a .pt, .pth or .safetensors
-        file of the original LlamaGen, or a published name such as "c2i_L_384".
+      name_or_path: an export folder, the work folder of a training run, a file of the original
+        LlamaGen or in another of `weights.infer.FORMATS` (.pt, .pth, .ckpt or .safetensors), such a
+        model's folder of `diffusers`, or a published name such as "c2i_L_384".
       path: where the weights of that published name are: one of the files or folders above, or a
         folder that holds one under that name. Without it they come from the Hugging Face Hub, or
         from its local cache.
 
     Returns:
-      The `Llama` or `VQGAN`, and its parameters as host (numpy) arrays in the dtype they are stored
-      in; `jax.device_put` them once where several calls follow.
+      The model, such as a `Llama` or `VQGAN`, and its parameters as host (numpy) arrays in the
+      dtype they are stored in; `jax.device_put` them once where several calls follow.
 
     Raises:
       InputError: nothing is found there, or it is broken, or it is not the named model.
@@ -54,9 +56,7 @@ def load(
     else:
         source = _locate(name, local_path(path))
     if source.is_file():
-        tensors, _ = read_torch(source)
-        config = infer_config(tensors, source, name)
-        return build(config), from_torch(tensors, config)
+        return _from_tensors(read_torch(source)[0], source, name)
     model, params = load_folder(source)
     if name is not None:
         check_published(name, model.config, source)
@@ -73,7 +73,9 @@ def check_known(name_or_path: str | os.PathLike) -> None:
 
 
 def load_folder(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """`load` for an export folder or a work folder; same returns and errors."""
+    """`load` for a folder of any kind; same returns and errors."""
+    if _is_of_diffusers(folder):
+        return _from_tensors(open_folder(folder), folder)
     if (folder / "checkpoints").is_dir():
         # orbax takes seconds to import, and only work folders need it.
         from llamagen_jax import checkpoint
@@ -86,6 +88,17 @@ def load_folder(folder: Path) -> tuple[Any, dict[str, Any]]:
     config = make_config(kind_named(name, folder).config, fields, folder)
     check_params(params, config, f"parameters in {folder} do not fit its config")
     return build(config), params
+
+
+def _is_of_diffusers(folder: Path) -> bool:
+    return (folder / "config.json").exists() and "_class_name" in export.read_config(folder)
+
+
+def _from_tensors(
+    tensors: Mapping[str, np.ndarray], source: Path, name: str | None = None
+) -> tuple[Any, dict[str, Any]]:
+    config = infer_config(tensors, source, name)
+    return build(config), from_torch(tensors, config)
 
 
 def _locate(name: str, path: Path) -> Path:
@@ -105,6 +118,12 @@ def _locate(name: str, path: Path) -> Path:
 
 
 def _fetch(name: str) -> Path:
+    repository, file = PUBLISHED[name].repository, PUBLISHED[name].file
+    if repository is None:
+        raise InputError(
+            f"{name} is not on the Hugging Face Hub: download {file} from {PUBLISHED[name].page}, "
+            f"call it {name}{Path(file).suffix} and name it by its path"
+        )
     try:
         import huggingface_hub
     except ImportError:
@@ -112,7 +131,6 @@ def _fetch(name: str) -> Path:
             f'fetching {name} needs huggingface_hub: pip install "llamagen_jax[hub]", or name a '
             "file or folder that holds it"
         ) from None
-    repository, file = PUBLISHED[name].repository, PUBLISHED[name].file
     # Released files never change, so a cached one needs no question to the network.
     cached = huggingface_hub.try_to_load_from_cache(repository, file)
     if isinstance(cached, str):

@@ -30,14 +30,14 @@ def main() -> None:
         "src",
         type=commands.path,
         metavar="SRC",
-        help="a .pt, .pth or .safetensors file of the original, or an export or work folder",
+        help="a .pt, .pth, .ckpt or .safetensors file of the original, or an export or work folder",
     )
     parser.add_argument(
         "dst",
         type=commands.path,
         metavar="DST",
-        help="written in the original's layout if it ends in .pt, .pth or .safetensors, otherwise "
-        "as an export folder; must not exist",
+        help="written in the original's layout if it ends in .pt, .pth, .ckpt or .safetensors, "
+        "otherwise as an export folder; must not exist",
     )
     parser.add_argument(
         "--ema", action="store_true", help="prefer the moving average where SRC holds one"

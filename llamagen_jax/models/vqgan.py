@@ -1,5 +1,7 @@
 """VQGAN tokenizer: images to a grid of codes and back (LlamaGen, arXiv 2406.06525, section 2.1).
 
+With other sizes it is the VQGAN of taming-transformers (arXiv 2012.09841) and that of aMUSEd.
+
 Axes: B batch, H W pixels, h w code grid, C channels, E code width, K codebook entries.
 """
 
@@ -24,6 +26,11 @@ _ENTROPY_TEMPERATURE = 0.01
 class VQGANConfig:
     """Sizes of a VQGAN; the defaults are the published VQ-16 (72M parameters).
 
+    Attributes:
+      attention: where encoder and decoder attend over the whole grid: "lowest" after every block at
+        the lowest resolution and in the middle, "middle" only there, or "none".
+      unit_pixels: the weights see pixels in [0, 1]; images here are in [-1, 1] all the same.
+
     Raises:
       ValueError: a size is impossible (the message names the field).
     """
@@ -31,10 +38,12 @@ class VQGANConfig:
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] | list[int] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
+    attention: str = "lowest"
     z_channels: int = 256
     codebook_size: int = 16384
     codebook_dim: int = 8
     l2_normalize: bool = True
+    unit_pixels: bool = False
     commitment_weight: float = 0.25
     entropy_weight: float = 0.0
     dtype: str = "float32"
@@ -56,6 +65,8 @@ class VQGANConfig:
         for field in ("commitment_weight", "entropy_weight"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
+        if self.attention not in ("lowest", "middle", "none"):
+            raise ValueError(f"attention={self.attention!r} must be 'lowest', 'middle' or 'none'")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
@@ -86,7 +97,7 @@ class VQGANOutput(NamedTuple):
 
 
 class VQGAN(nn.Module):
-    """Encoder, l2-normalised codebook with straight-through gradient, decoder."""
+    """Encoder, codebook (l2-normalised or not) with straight-through gradient, decoder."""
 
     config: VQGANConfig
 
@@ -126,10 +137,13 @@ class VQGAN(nn.Module):
                     f"image side {side} is not divisible by the tokenizer's downsampling "
                     f"of {self.config.downsampling}"
                 )
+        if self.config.unit_pixels:
+            images = (images + 1) / 2
         return self.quant_conv(self.encoder(images)).astype(jnp.float32)
 
     def _pixels(self, quantized):
-        return self.decoder(self.post_quant_conv(quantized)).astype(jnp.float32)
+        images = self.decoder(self.post_quant_conv(quantized)).astype(jnp.float32)
+        return 2 * images - 1 if self.config.unit_pixels else images
 
 
 class Quantizer(nn.Module):
@@ -209,7 +223,7 @@ class Encoder(nn.Module):
         for level, multiplier in enumerate(c.channel_multipliers):
             for block in range(c.num_res_blocks):
                 x = ResBlock(c.base_channels * multiplier, c, name=f"level_{level}_res_{block}")(x)
-                if level == last:
+                if level == last and c.attention == "lowest":
                     x = AttentionBlock(c, name=f"level_{level}_attention_{block}")(x)
             if level != last:
                 x = Downsample(c, name=f"level_{level}_downsample")(x)
@@ -232,7 +246,7 @@ class Decoder(nn.Module):
         for level, multiplier in enumerate(reversed(c.channel_multipliers)):
             for block in range(c.num_res_blocks + 1):
                 x = ResBlock(c.base_channels * multiplier, c, name=f"level_{level}_res_{block}")(x)
-                if level == 0:
+                if level == 0 and c.attention == "lowest":
                     x = AttentionBlock(c, name=f"level_{level}_attention_{block}")(x)
             if level != last:
                 x = Upsample(c, name=f"level_{level}_upsample")(x)
@@ -295,7 +309,8 @@ class Upsample(nn.Module):
 
 def _middle(x, c: VQGANConfig):
     x = ResBlock(x.shape[-1], c, name="middle_res_0")(x)
-    x = AttentionBlock(c, name="middle_attention")(x)
+    if c.attention != "none":
+        x = AttentionBlock(c, name="middle_attention")(x)
     return ResBlock(x.shape[-1], c, name="middle_res_1")(x)
 
 

@@ -1,9 +1,9 @@
 """What a format of weight files is: the files in which one code base keeps one kind of model."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llamagen_jax.weights.kinds import Config
 from llamagen_jax.weights.names import NameTable
@@ -30,7 +30,7 @@ class Format:
     Attributes:
       origin: that code base, for messages.
       config: class of the configurations of its models.
-      marker: a tensor that only these files have.
+      markers: tensors that only these files have together.
       infer: from the shapes of all tensors to the configuration; a KeyError names a tensor that the
         file lacks, an InputError says what is impossible or not told.
       table: from a configuration to the names in its files.
@@ -38,9 +38,13 @@ class Format:
 
     origin: str
     config: type
-    marker: str
+    markers: tuple[str, ...]
     infer: Callable[[Mapping[str, tuple[int, ...]], Hints], Config]
-    table: Callable[[Config], NameTable]
+    table: Callable[[Any], NameTable]
+
+    def holds(self, tensors: Collection[str]) -> bool:
+        """Whether tensors of these names are in this format."""
+        return all(marker in tensors for marker in self.markers)
 
 
 def count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:

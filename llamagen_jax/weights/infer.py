@@ -1,18 +1,18 @@
 """The known formats of weight files, and the configuration that the tensors of a file tell."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.weights import llamagen
+from llamagen_jax.weights import diffusers, llamagen, taming
 from llamagen_jax.weights.formats import Format, Hints
 from llamagen_jax.weights.kinds import Config
 from llamagen_jax.weights.published import PUBLISHED, check_published
 
 # The first of a kind is the one that its models are written in.
-FORMATS = (llamagen.LLAMA, llamagen.VQGAN)
+FORMATS = (llamagen.LLAMA, llamagen.VQGAN, taming.VQGAN, diffusers.VQGAN)
 
 
 def infer_config(
@@ -38,7 +38,7 @@ def infer_config(
     if grid_size is None and name is not None:
         # A tokenizer has none; that the file is no tokenizer is then found below.
         grid_size = vars(PUBLISHED[name].config).get("grid_size", 16)
-    file_format = next((f for f in FORMATS if f.marker in tensors), None)
+    file_format = next((f for f in FORMATS if f.holds(tensors)), None)
     if file_format is None:
         origins = ", ".join(dict.fromkeys(f.origin for f in FORMATS))
         raise InputError(
@@ -55,10 +55,10 @@ def infer_config(
     return config
 
 
-def format_of(config: Config, tensors: Iterable[str] = ()) -> Format:
+def format_of(config: Config, tensors: Collection[str] = ()) -> Format:
     """The format of a model of this configuration whose tensors have these names.
 
     Where none is recognised, it is the one that such models are written in.
     """
     formats = [f for f in FORMATS if f.config is type(config)]
-    return next((f for f in formats if f.marker in tensors), formats[0])
+    return next((f for f in formats if f.holds(tensors)), formats[0])

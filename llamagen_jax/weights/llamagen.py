@@ -133,14 +133,14 @@ def _grid_size(shapes: Shapes, condition_length: int, hints: Hints) -> int:
 LLAMA = Format(
     origin="LlamaGen",
     config=LlamaConfig,
-    marker="tok_embeddings.weight",
+    markers=("tok_embeddings.weight",),
     infer=_infer_llama,
     table=lambda config: _LLAMA_NAMES,
 )
 VQGAN = Format(
     origin="LlamaGen",
     config=VQGANConfig,
-    marker="encoder.conv_blocks.0.res.0.conv1.weight",
+    markers=("encoder.conv_blocks.0.res.0.conv1.weight",),
     infer=_infer_vqgan,
     table=lambda config: _VQGAN_NAMES,
 )

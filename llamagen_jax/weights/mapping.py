@@ -24,7 +24,8 @@ class _Piece(NamedTuple):
     """A block of numbers that both sides hold.
 
     `params[path]`, or its entry `layer` where layers are stacked, equals
-    `tensors[name][rows].squeeze(unit_axes).transpose(axes)`.
+    `tensors[name][rows].squeeze(unit_axes).transpose(axes)` reshaped to `shape`, which may have
+    more axes of length 1.
     """
 
     path: str
@@ -33,9 +34,11 @@ class _Piece(NamedTuple):
     rows: slice
     unit_axes: tuple[int, ...]
     axes: tuple[int, ...]
+    shape: tuple[int, ...]
 
     def from_tensors(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        return tensors[self.name][self.rows].squeeze(self.unit_axes).transpose(self.axes)
+        block = tensors[self.name][self.rows].squeeze(self.unit_axes).transpose(self.axes)
+        return block.reshape(self.shape)
 
     def from_params(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
         leaf = params[self.path] if self.layer is None else params[self.path][self.layer]
@@ -73,7 +76,7 @@ class Layout:
         stacked, shape = "{}" in name, self._param_shapes[path]
         layers = range(shape[0]) if stacked else [None]
         block = shape[1:] if stacked else shape
-        axes = self._table.axes(path, len(block))
+        axes = self._table.axes(path, 2 if self._table.is_matrix(path) else len(block))
         unit_axes = self._table.unit_axes.get(path, ())
         length, *rest = _as_tensor(np.broadcast_to(0, block), axes, unit_axes).shape
         self._params[path] = _Entry(shape, [])
@@ -81,7 +84,7 @@ class Layout:
             tensor_name = name.format(layer)
             (start, *_), pieces = self._tensors.get(tensor_name, _Entry((0,), []))
             stop = start + length
-            piece = _Piece(path, layer, tensor_name, slice(start, stop), unit_axes, axes)
+            piece = _Piece(path, layer, tensor_name, slice(start, stop), unit_axes, axes, block)
             self._params[path].pieces.append(piece)
             self._tensors[tensor_name] = _Entry((stop, *rest), [*pieces, piece])
 
@@ -125,7 +128,8 @@ class Layout:
 
 
 def _as_tensor(param: np.ndarray, axes: tuple[int, ...], unit_axes: tuple[int, ...]) -> np.ndarray:
-    return np.expand_dims(param.transpose(np.argsort(axes)), unit_axes)
+    matrix = param.reshape(param.shape[param.ndim - len(axes) :])
+    return np.expand_dims(matrix.transpose(np.argsort(axes)), unit_axes)
 
 
 def _view(entry: _Entry, pieces: list[np.ndarray]) -> Tensor:

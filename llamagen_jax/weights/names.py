@@ -34,6 +34,8 @@ class NameTable:
       transposed: whether kernels lie as in PyTorch.
       kernels: paths of parameters that are transposed as kernels are, without being called so.
       unit_axes: by path, axes of length 1 that the tensor has and the parameter has not.
+      matrices: a regular expression of the modules of 1x1 convolutions whose kernels are matrices
+        [out, in] in the files.
       aliases: other names that a tensor may have in a file, by itself or beside its own.
       buffers: shapes of tensors that are no parameters but that the files must hold, as zeros.
       ignored: a regular expression of the names of other tensors that are no parameters.
@@ -44,6 +46,7 @@ class NameTable:
     transposed: bool = True
     kernels: tuple[str, ...] = ()
     unit_axes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    matrices: str = ""
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     buffers: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     ignored: str = ""
@@ -67,6 +70,11 @@ class NameTable:
         if self.transposed and (path.endswith("/kernel") or path in self.kernels):
             return (*range(2, rank), 1, 0)
         return tuple(range(rank))
+
+    def is_matrix(self, path: str) -> bool:
+        """Whether the parameter `path` is the kernel of a 1x1 convolution that lies as a matrix."""
+        module, _, leaf = path.rpartition("/")
+        return leaf == "kernel" and re.fullmatch(self.matrices, module) is not None
 
     def ignores(self, name: str) -> bool:
         """Whether the tensor `name` is no parameter."""

@@ -56,10 +56,11 @@ class Published:
 
     Attributes:
       config: of the model.
-      repository: on the Hugging Face Hub.
-      file: its weights there.
+      repository: on the Hugging Face Hub; None where it is not there.
+      file: its weights there, or at `page`.
       parameters: their number, rounded.
       source: where the figures are from.
+      page: where a file that is not on the Hub can be downloaded.
       resolution: side in pixels of the images that a generator makes; None for a tokenizer.
       training_data: what a generator of captions was trained on.
       fid: of samples of ImageNet classes, resized to 256 px.
@@ -69,10 +70,11 @@ class Published:
     """
 
     config: Config
-    repository: str
+    repository: str | None
     file: str
     parameters: int
     source: str
+    page: str | None = None
     resolution: int | None = None
     training_data: str | None = None
     fid: float | None = None
@@ -122,10 +124,45 @@ def _tokenizer(
     )
 
 
+def _taming(codebook_size: int, parameters: int, page: str, rfid: float) -> Published:
+    return Published(
+        config=VQGANConfig(codebook_size=codebook_size, codebook_dim=256, l2_normalize=False),
+        repository=None,
+        file="ckpts/last.ckpt",
+        page=page,
+        parameters=parameters,
+        rfid={256: rfid},
+        source="README of github.com/CompVis/taming-transformers, against the validation set",
+    )
+
+
+_AMUSED = VQGANConfig(
+    channel_multipliers=(1, 2, 2, 4, 6),
+    attention="none",
+    z_channels=64,
+    codebook_size=8192,
+    codebook_dim=64,
+    l2_normalize=False,
+    unit_pixels=True,
+)
+
 PUBLISHED = {
     "vq_ds16_c2i": _tokenizer("VQ-16", "vq_ds16_c2i.pt", {256: 2.19, 384: 0.94, 512: 0.70}),
     "vq_ds8_c2i": _tokenizer("VQ-8", "vq_ds8_c2i.pt", {256: 0.59}),
     "vq_ds16_t2i": _tokenizer("VQ-16", "vq_ds16_t2i.pt", {}, repository="peizesun/llamagen_t2i"),
+    "taming_f16_1024": _taming(
+        1024, 72_000_000, "https://heibox.uni-heidelberg.de/d/8088892a516d4e3baf92/", 7.94
+    ),
+    "taming_f16_16384": _taming(
+        16384, 76_000_000, "https://heibox.uni-heidelberg.de/d/a7530b09fed84f80a887/", 4.98
+    ),
+    "amused_f16_8192": Published(
+        config=_AMUSED,
+        repository="amused/amused-256",
+        file="vqvae/diffusion_pytorch_model.safetensors",
+        parameters=146_000_000,
+        source="arXiv 2401.01808",
+    ),
     "c2i_B_256": _class_generator("GPT-B", 256, "c2i_B_256.pt", 5.46, 2.00),
     "c2i_B_384": _class_generator("GPT-B", 384, "c2i_B_384.pt", 6.09, 2.25),
     "c2i_L_256": _class_generator("GPT-L", 256, "c2i_L_256.pt", 3.80, 1.75),

@@ -1,4 +1,4 @@
-"""Weight files as PyTorch users have them: .pt, .pth, .safetensors, whole or in shards.
+"""Weight files as PyTorch users have them: .pt, .pth, .ckpt, .safetensors, whole or in shards.
 
 Tensors are mapped from the file (https://huggingface.co/docs/safetensors, torch.load) and read only
 where they are used. Code in a pickle is never run. .safetensors need no PyTorch.
@@ -27,7 +27,7 @@ from llamagen_jax.digests import which
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 
-SUFFIXES = (".pt", ".pth", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -47,9 +47,16 @@ _PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "genera
 _WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.")
 # Before the name of a tensor, the name of its digest in the metadata of a safetensors file.
 _DIGEST = "xxh3_128 "
+# Packages whose classes Lightning's checkpoints name, for callbacks and the like.
+_TRAINERS = ("lightning", "pytorch_lightning")
 _STATE_KEYS = ("model", "module", "state_dict", "ema")
-# What Hugging Face's `transformers` calls the weights in a model's folder.
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+# What Hugging Face's `transformers` and `diffusers` call the weights in a model's folder.
+_FOLDER_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)
 
 
 class Tensor(NamedTuple):
@@ -82,7 +89,7 @@ class Tensor(NamedTuple):
 
 
 def read_torch(path: Path, ema: bool = False) -> tuple[dict[str, np.ndarray], str | None]:
-    """Opens a .pt, .pth or .safetensors file.
+    """Opens a .pt, .pth, .ckpt or .safetensors file.
 
     Args:
       ema: prefer the moving average to the other weights in the file.
@@ -129,7 +136,7 @@ def _without_wrappers(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, n
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a .pt, .pth or .safetensors file, which appears when it is complete.
+    """Writes a .pt, .pth, .ckpt or .safetensors file, which appears when it is complete.
 
     Only .safetensors are written without holding the tensors in memory.
 
@@ -146,10 +153,10 @@ def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def open_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All tensors, by name, of a model's folder in the layout of Hugging Face `transformers`.
+    """All tensors, by name, of a model's folder in the layout of `transformers` or `diffusers`.
 
-    Takes the first of model.safetensors, pytorch_model.bin and the shards that
-    model.safetensors.index.json or pytorch_model.bin.index.json lists.
+    Takes the first of model.safetensors, pytorch_model.bin, the same beginning with diffusion_, and
+    the shards that the first of these names with .index.json lists.
 
     Raises:
       InputError: none is there, a shard is missing or damaged, or a shard does not hold the tensors
@@ -299,17 +306,22 @@ def _load_pickle(torch: Any, path: Path) -> Any:
         )
     if not legacy:
         _check_sums(path)
-    try:
-        with torch.serialization.safe_globals(_harmless()):
-            return torch.load(path, map_location="cpu", mmap=not legacy, weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"pickled code ({code[1]}), which is never run" if code else "a damaged pickle"
-        raise InputError(f"{path} holds {what}; expected tensors only") from error
-    # A damaged archive raises whatever its bytes happen to lead to.
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} is a damaged PyTorch checkpoint: {reason}") from error
+    allowed = _harmless()
+    while True:
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location="cpu", mmap=not legacy, weights_only=True)
+        except pickle.UnpicklingError as error:
+            code = re.search(r"GLOBAL (\S+)", str(error))
+            if code and code[1].partition(".")[0] in _TRAINERS and (_Inert, code[1]) not in allowed:
+                allowed.append((_Inert, code[1]))
+                continue
+            what = f"pickled code ({code[1]}), which is never run" if code else "a damaged pickle"
+            raise InputError(f"{path} holds {what}; expected tensors only") from error
+        # A damaged archive raises whatever its bytes happen to lead to.
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{path} is a damaged PyTorch checkpoint: {reason}") from error
 
 
 def _check_sums(path: Path) -> None:
@@ -337,6 +349,13 @@ def _check_sums(path: Path) -> None:
             f"{path} is damaged: its member {damaged[0].filename} has changed since it was "
             "written; copy or convert it again"
         )
+
+
+class _Inert:
+    """Stands in for a class of a trainer, so that nothing of that is imported or run."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Inert":
+        return super().__new__(cls)
 
 
 def _harmless() -> list[Any]:

@@ -1,5 +1,7 @@
 """The published models: sizes, shapes, and the figures in README's tables."""
 
+import functools
+import re
 from pathlib import Path
 
 import golden_weights
@@ -60,15 +62,21 @@ def test_parameter_counts_of_the_inventory():
 def test_shapes_of_the_published_models(name):
     config, resolution = PUBLISHED[name].config, PUBLISHED[name].resolution
     assert count(config) == pytest.approx(PUBLISHED[name].parameters, rel=0.02)
-    model, side = build(config), int(name.rsplit("_", 1)[-1]) if name[0] != "v" else 256
-    if isinstance(config, lg.VQGANConfig):
-        grid = side // {"vq_ds16": 16, "vq_ds8": 8}[name[: name.rindex("_")]]
-        images = jnp.zeros((2, side, side, 3))
-        output, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-        assert output.codes.shape == (2, grid, grid)
-        assert output.reconstruction.shape == images.shape
+    model = build(config)
+    if kind_of(config).role == "tokenizer":
+        images = jnp.zeros((2, 256, 256, 3))
+        codes, _ = jax.eval_shape(
+            functools.partial(model.init_with_output, method="encode"), jax.random.key(0), images
+        )
+        grid = 256 // config.downsampling
+        assert grid == (16 if "16_" in name else 32)
+        assert (codes.shape, codes.dtype) == ((2, grid, grid), jnp.int32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        decoded = jax.eval_shape(functools.partial(model.apply, method="decode"), variables, codes)
+        assert (decoded.shape, decoded.dtype) == (images.shape, jnp.float32)
         assert resolution is None
         return
+    side = int(name.rsplit("_", 1)[-1])
     assert resolution == side
     length = (side // 16) ** 2
     condition = jnp.zeros(2, int) if name[0] == "c" else jnp.zeros((2, 120, 2048))
@@ -80,7 +88,7 @@ def test_shapes_of_the_published_models(name):
 
 def test_figures_in_the_readme_are_those_of_the_records():
     lines = README.read_text().splitlines()
-    listed = [line for line in lines if line.startswith("| `") and ".pt` |" in line]
+    listed = [line for line in lines if re.match(r"\| `\w+` \| [\d.]+[MB] \|", line)]
     assert sorted(listed) == sorted(map(readme_row, PUBLISHED))
 
 

@@ -1,0 +1,72 @@
+"""Autoencoders of Hugging Face `diffusers`: its `VQModel`, such as that of aMUSEd (2401.01808)."""
+
+from llamagen_jax.models.vqgan import VQGANConfig
+from llamagen_jax.weights.formats import Format, Hints, count
+from llamagen_jax.weights.kinds import make_config
+from llamagen_jax.weights.names import NameTable
+from llamagen_jax.weights.shapes import Shapes
+
+
+def _side(side: str, levels: str, resampled: str) -> dict[str, str]:
+    return {
+        rf"{side}/(conv_in|conv_out)": rf"{side}.\1",
+        rf"{side}/norm_out": rf"{side}.conv_norm_out",
+        rf"{side}/level_(\d+)_res_(\d+)/((?:norm|conv)[12])": rf"{levels}.\1.resnets.\2.\3",
+        rf"{side}/level_(\d+)_res_(\d+)/shortcut": rf"{levels}.\1.resnets.\2.conv_shortcut",
+        rf"{side}/level_(\d+)_attention_(\d+)/norm": rf"{levels}.\1.attentions.\2.group_norm",
+        rf"{side}/level_(\d+)_attention_(\d+)/([qkv])": rf"{levels}.\1.attentions.\2.to_\3",
+        rf"{side}/level_(\d+)_attention_(\d+)/out": rf"{levels}.\1.attentions.\2.to_out.0",
+        rf"{side}/level_(\d+)_(?:down|up)sample/conv": rf"{levels}.\1.{resampled}.0.conv",
+        rf"{side}/middle_res_(\d)/((?:norm|conv)[12])": rf"{side}.mid_block.resnets.\1.\2",
+        rf"{side}/middle_attention/norm": rf"{side}.mid_block.attentions.0.group_norm",
+        rf"{side}/middle_attention/([qkv])": rf"{side}.mid_block.attentions.0.to_\1",
+        rf"{side}/middle_attention/out": rf"{side}.mid_block.attentions.0.to_out.0",
+    }
+
+
+_NAMES = NameTable(
+    names={
+        **_side("encoder", "encoder.down_blocks", "downsamplers"),
+        **_side("decoder", "decoder.up_blocks", "upsamplers"),
+        r"(quant_conv|post_quant_conv)": r"\1",
+        "quantizer/codebook": "quantize.embedding.weight",
+    },
+    matrices=r".*attention(_\d+)?/([qkv]|out)",
+)
+
+
+def _infer(shapes: Shapes, hints: Hints) -> VQGANConfig:
+    base_channels = shapes["encoder.conv_in.weight"][0]
+    last = count(shapes, "encoder.down_blocks.") - 1
+    outputs = [
+        shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0]
+        for level in range(last + 1)
+    ]
+    attention = "none"
+    if f"encoder.down_blocks.{last}.attentions.0.to_q.weight" in shapes:
+        attention = "lowest"
+    elif "encoder.mid_block.attentions.0.to_q.weight" in shapes:
+        attention = "middle"
+    codebook_size, codebook_dim = shapes["quantize.embedding.weight"]
+    fields = {
+        "base_channels": base_channels,
+        "channel_multipliers": [channels // base_channels for channels in outputs],
+        "num_res_blocks": count(shapes, "encoder.down_blocks.0.resnets."),
+        "attention": attention,
+        "z_channels": shapes["encoder.conv_out.weight"][0],
+        "codebook_size": codebook_size,
+        "codebook_dim": codebook_dim,
+        "l2_normalize": False,
+        # Only aMUSEd's have no attention, and only its pipeline does not rescale pixels.
+        "unit_pixels": attention == "none",
+    }
+    return make_config(VQGANConfig, fields, hints.source)
+
+
+VQGAN = Format(
+    origin="diffusers",
+    config=VQGANConfig,
+    markers=("encoder.down_blocks.0.resnets.0.conv1.weight", "quantize.embedding.weight"),
+    infer=_infer,
+    table=lambda config: _NAMES,
+)
