@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Shaped
 
 from llamagen_jax import sharding, zoo
 from llamagen_jax.errors import InputError
@@ -32,12 +32,12 @@ class ImageTokenizer(Protocol):
     @property
     def codebook_size(self) -> int | None: ...
 
-    def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B h w"]:
-        """Images in [-1, 1] to codes."""
+    def encode(self, images: Float[Array, "B H W 3"]) -> Shaped[Array, "B h w ..."]:
+        """Images in [-1, 1] to codes, int32 [B, h, w], or to latents, float32 [B, h, w, Z]."""
         ...
 
-    def decode(self, codes: Integer[Array, "B h w"]) -> Float[Array, "B H W 3"]:
-        """Codes to images, roughly in [-1, 1]."""
+    def decode(self, codes: Shaped[Array, "B h w ..."]) -> Float[Array, "B H W 3"]:
+        """Codes or latents to images, roughly in [-1, 1]."""
         ...
 
 
@@ -56,18 +56,21 @@ class ModelTokenizer:
         return self.model.config.downsampling
 
     @property
-    def codebook_size(self) -> int:
+    def codebook_size(self) -> int | None:
         return self.model.config.codebook_size
 
-    def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B h w"]:
+    def encode(self, images: Float[Array, "B H W 3"]) -> Shaped[Array, "B h w ..."]:
         return self.model.apply({"params": self.params}, images, method="encode")
 
-    def decode(self, codes: Integer[Array, "B h w"]) -> Float[Array, "B H W 3"]:
+    def decode(self, codes: Shaped[Array, "B h w ..."]) -> Float[Array, "B H W 3"]:
         return self.model.apply({"params": self.params}, codes, method="decode")
 
 
-def open_tokenizer(name: str) -> ModelTokenizer:
+def open_tokenizer(name: str, continuous: bool = False) -> ModelTokenizer:
     """The tokenizer that `zoo.load` finds under a name or path, with parameters on the host.
+
+    Args:
+      continuous: whether latents will do where there are no codes.
 
     Raises:
       InputError: of `zoo.load`, or it is another kind of model.
@@ -75,6 +78,10 @@ def open_tokenizer(name: str) -> ModelTokenizer:
     model, params = zoo.load(name)
     if kinds.kind_of(model.config).role != "tokenizer":
         raise InputError(f"{name} is a {kinds.describe(model.config)}; expected a tokenizer")
+    if model.config.codebook_size is None and not continuous:
+        raise InputError(
+            f"{name} is a {kinds.describe(model.config)}; expected one of codes, such as a VQGAN"
+        )
     return ModelTokenizer(model, params)
 
 

@@ -41,7 +41,8 @@ _LLAMAGEN_RANGE = 510
 
 
 class Pairs(NamedTuple):
-    """A batch of images, uint8 [B, H, W, 3], their reconstructions and codes, int32 [B, h, w]."""
+    """A batch of images, uint8 [B, H, W, 3], their reconstructions, and codes, int32 [B, h, w], or
+    latents."""
 
     images: np.ndarray
     reconstructions: np.ndarray
@@ -79,7 +80,7 @@ def evaluate(
       InputError: something cannot be read, or does not fit.
     """
     with naming("--tokenizer"):
-        opened = open_tokenizer(tokenizer)
+        opened = open_tokenizer(tokenizer, continuous=True)
     code_grid(opened, size)
     if bool(vgg16) != bool(lpips_heads):
         raise InputError("LPIPS needs both --vgg16 and --lpips-heads")
@@ -133,14 +134,14 @@ class _Ratings:
 
     Attributes:
       psnr, ssim, lpips: a number per image; `lpips` stays empty without its network.
-      counts: how often each code occurs, int [K].
+      counts: how often each code occurs, int [K]; None for latents.
     """
 
-    def __init__(self, codebook_size: int, ssim_range: float):
+    def __init__(self, codebook_size: int | None, ssim_range: float):
         self.psnr: list[float] = []
         self.ssim: list[float] = []
         self.lpips: list[float] = []
-        self.counts = np.zeros(codebook_size, np.int64)
+        self.counts = None if codebook_size is None else np.zeros(codebook_size, np.int64)
         self._ssim_range = ssim_range
         self._numbers = itertools.count()
         # Heaps of (how it ranks, number, original, reconstruction), the first to give way first.
@@ -155,7 +156,8 @@ class _Ratings:
         ).tolist()
         if distance:
             self.lpips += distance(pairs).tolist()
-        self.counts += np.bincount(pairs.codes.reshape(-1), minlength=len(self.counts))
+        if self.counts is not None:
+            self.counts += np.bincount(pairs.codes.reshape(-1), minlength=len(self.counts))
         for value, image, again in zip(psnr, pairs.images, pairs.reconstructions, strict=True):
             number = next(self._numbers)
             for heap, rank in ((self._worst, -value), (self._best, value)):
@@ -174,6 +176,8 @@ class _Ratings:
             if values:
                 array = np.array(values)
                 yield Figure(name, float(array.mean()), standard_error(array), compare)
+        if self.counts is None:
+            return
         usage = reconstructions.codebook_usage(self.counts)
         perplexity = reconstructions.codebook_perplexity(self.counts)
         compare = f"codebooks of {len(self.counts)} entries over as many codes, {self.counts.sum()}"

@@ -1,5 +1,9 @@
-"""Autoencoders of Hugging Face `diffusers`: its `VQModel`, such as that of aMUSEd (2401.01808)."""
+"""Autoencoders of Hugging Face `diffusers`: its `VQModel`, such as that of aMUSEd (2401.01808), and
+its `AutoencoderKL`, such as those of Stable Diffusion (2112.10752)."""
 
+from typing import Any
+
+from llamagen_jax.models.kl_vae import KLVAEConfig
 from llamagen_jax.models.vqgan import VQGANConfig
 from llamagen_jax.weights.formats import Format, Hints, count
 from llamagen_jax.weights.kinds import make_config
@@ -24,18 +28,31 @@ def _side(side: str, levels: str, resampled: str) -> dict[str, str]:
     }
 
 
-_NAMES = NameTable(
-    names={
-        **_side("encoder", "encoder.down_blocks", "downsamplers"),
-        **_side("decoder", "decoder.up_blocks", "upsamplers"),
-        r"(quant_conv|post_quant_conv)": r"\1",
-        "quantizer/codebook": "quantize.embedding.weight",
+_KL_NAMES = {
+    **_side("encoder", "encoder.down_blocks", "downsamplers"),
+    **_side("decoder", "decoder.up_blocks", "upsamplers"),
+    r"(quant_conv|post_quant_conv)": r"\1",
+}
+_MATRICES = r".*attention(_\d+)?/([qkv]|out)"
+_VQGAN_TABLE = NameTable(
+    names=_KL_NAMES | {"quantizer/codebook": "quantize.embedding.weight"}, matrices=_MATRICES
+)
+# What older versions called them, as in the files of Stable Diffusion.
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_KL_TABLE = NameTable(
+    names=_KL_NAMES,
+    matrices=_MATRICES,
+    aliases={
+        f"{side}.mid_block.attentions.0.{old}.{leaf}": f"{side}.mid_block.attentions.0.{new}.{leaf}"
+        for side in ("encoder", "decoder")
+        for old, new in _OLD.items()
+        for leaf in ("weight", "bias")
     },
-    matrices=r".*attention(_\d+)?/([qkv]|out)",
 )
 
 
-def _infer(shapes: Shapes, hints: Hints) -> VQGANConfig:
+def _infer_sides(shapes: Shapes) -> dict[str, Any]:
+    """Fields that both kinds have."""
     base_channels = shapes["encoder.conv_in.weight"][0]
     last = count(shapes, "encoder.down_blocks.") - 1
     outputs = [
@@ -45,28 +62,46 @@ def _infer(shapes: Shapes, hints: Hints) -> VQGANConfig:
     attention = "none"
     if f"encoder.down_blocks.{last}.attentions.0.to_q.weight" in shapes:
         attention = "lowest"
-    elif "encoder.mid_block.attentions.0.to_q.weight" in shapes:
+    elif "encoder.mid_block.attentions.0.group_norm.weight" in shapes:
         attention = "middle"
-    codebook_size, codebook_dim = shapes["quantize.embedding.weight"]
-    fields = {
+    return {
         "base_channels": base_channels,
         "channel_multipliers": [channels // base_channels for channels in outputs],
         "num_res_blocks": count(shapes, "encoder.down_blocks.0.resnets."),
         "attention": attention,
+    }
+
+
+def _infer_vqgan(shapes: Shapes, hints: Hints) -> VQGANConfig:
+    sides = _infer_sides(shapes)
+    codebook_size, codebook_dim = shapes["quantize.embedding.weight"]
+    fields = sides | {
         "z_channels": shapes["encoder.conv_out.weight"][0],
         "codebook_size": codebook_size,
         "codebook_dim": codebook_dim,
         "l2_normalize": False,
         # Only aMUSEd's have no attention, and only its pipeline does not rescale pixels.
-        "unit_pixels": attention == "none",
+        "unit_pixels": sides["attention"] == "none",
     }
     return make_config(VQGANConfig, fields, hints.source)
+
+
+def _infer_kl_vae(shapes: Shapes, hints: Hints) -> KLVAEConfig:
+    fields = {"latent_channels": shapes["post_quant_conv.weight"][0]}
+    return make_config(KLVAEConfig, _infer_sides(shapes) | fields, hints.source)
 
 
 VQGAN = Format(
     origin="diffusers",
     config=VQGANConfig,
     markers=("encoder.down_blocks.0.resnets.0.conv1.weight", "quantize.embedding.weight"),
-    infer=_infer,
-    table=lambda config: _NAMES,
+    infer=_infer_vqgan,
+    table=lambda config: _VQGAN_TABLE,
+)
+KL_VAE = Format(
+    origin="diffusers",
+    config=KLVAEConfig,
+    markers=("encoder.down_blocks.0.resnets.0.conv1.weight", "quant_conv.weight"),
+    infer=_infer_kl_vae,
+    table=lambda config: _KL_TABLE,
 )

@@ -12,7 +12,7 @@ from llamagen_jax.weights.kinds import Config
 from llamagen_jax.weights.published import PUBLISHED, check_published
 
 # The first of a kind is the one that its models are written in.
-FORMATS = (llamagen.LLAMA, llamagen.VQGAN, taming.VQGAN, diffusers.VQGAN)
+FORMATS = (llamagen.LLAMA, llamagen.VQGAN, taming.VQGAN, diffusers.VQGAN, diffusers.KL_VAE)
 
 
 def infer_config(

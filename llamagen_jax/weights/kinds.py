@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeVar
 import jax.numpy as jnp
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.models.kl_vae import KLVAE, KLVAEConfig
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 
-Model = Llama | VQGAN
-Config = LlamaConfig | VQGANConfig
+Model = Llama | VQGAN | KLVAE
+Config = LlamaConfig | VQGANConfig | KLVAEConfig
 C = TypeVar("C", bound=Config)
 
 
@@ -46,7 +47,7 @@ def _llama_inputs(config: LlamaConfig) -> tuple:
     return jnp.zeros((1, 1), int), jnp.zeros((1, config.condition_length, config.caption_dim))
 
 
-def _vqgan_inputs(config: VQGANConfig) -> tuple:
+def _tokenizer_inputs(config: VQGANConfig | KLVAEConfig) -> tuple:
     return (jnp.zeros((1, config.downsampling, config.downsampling, 3)),)
 
 
@@ -63,7 +64,14 @@ KINDS = (
         module=VQGAN,
         role="tokenizer",
         description="tokenizer",
-        inputs=_vqgan_inputs,
+        inputs=_tokenizer_inputs,
+    ),
+    Kind(
+        config=KLVAEConfig,
+        module=KLVAE,
+        role="tokenizer",
+        description="tokenizer of continuous latents",
+        inputs=_tokenizer_inputs,
     ),
 )
 _BY_CONFIG = {kind.config: kind for kind in KINDS}

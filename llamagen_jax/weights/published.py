@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.models.kl_vae import KLVAEConfig
 from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.models.vqgan import VQGANConfig
 from llamagen_jax.weights.kinds import Config, describe
@@ -136,6 +137,16 @@ def _taming(codebook_size: int, parameters: int, page: str, rfid: float) -> Publ
     )
 
 
+def _sd_vae(version: str) -> Published:
+    return Published(
+        config=KLVAEConfig(),
+        repository=f"stabilityai/sd-vae-ft-{version}",
+        file="diffusion_pytorch_model.safetensors",
+        parameters=84_000_000,
+        source="arXiv 2112.10752; the model cards give figures on COCO and LAION",
+    )
+
+
 _AMUSED = VQGANConfig(
     channel_multipliers=(1, 2, 2, 4, 6),
     attention="none",
@@ -163,6 +174,8 @@ PUBLISHED = {
         parameters=146_000_000,
         source="arXiv 2401.01808",
     ),
+    "sd_vae_f8_ema": _sd_vae("ema"),
+    "sd_vae_f8_mse": _sd_vae("mse"),
     "c2i_B_256": _class_generator("GPT-B", 256, "c2i_B_256.pt", 5.46, 2.00),
     "c2i_B_384": _class_generator("GPT-B", 384, "c2i_B_384.pt", 6.09, 2.25),
     "c2i_L_256": _class_generator("GPT-L", 256, "c2i_L_256.pt", 3.80, 1.75),

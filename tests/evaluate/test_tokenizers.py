@@ -54,7 +54,7 @@ def tokenizer(monkeypatch):
     """Puts a tokenizer in the place of the one that is named."""
 
     def put(made):
-        monkeypatch.setattr(tokenizers, "open_tokenizer", lambda name: made)
+        monkeypatch.setattr(tokenizers, "open_tokenizer", lambda name, continuous: made)
 
     return put
 
