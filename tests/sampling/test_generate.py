@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,3 +189,20 @@ def test_settings_are_one_object_or_single_fields(model_and_params):
 def test_impossible_settings_are_named(model_and_params, wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         generate(*model_and_params, LABELS, seed=0, **wrong)
+
+
+def test_the_decoding_loop_copies_neither_cache_nor_weights():
+    """As compiled; copies before the loop, of what is laid out there, are made once."""
+    model, params = tiny.llama()
+    model, params = model.for_decoding(params)
+
+    def sample(params):
+        return generate(model, params, LABELS, seed=0, guidance_scale=2.0, top_k=5)
+
+    computations = jax.jit(sample).lower(params).compile().as_text().split("\n\n")
+    inside = "\n".join(c for c in computations if not c.startswith("ENTRY"))
+    cache = f"f32{list(model.init_cache(16)[0].k.shape)}".replace(" ", "")
+    shapes = [cache, *(f"f32{list(x.shape)}" for x in jax.tree.leaves(params) if x.ndim > 1)]
+    moved = {m[1] for m in re.finditer(r"= (\w+\[[\d,]*\])\S* (?:copy|transpose)\(", inside)}
+    assert moved  # of small things
+    assert not moved & {shape.replace(" ", "") for shape in shapes}
