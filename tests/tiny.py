@@ -1,6 +1,7 @@
 """Configurations, models and data small enough to train in a test."""
 
 import copy
+import io
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
+from PIL import Image
 
 from llamagen_jax import sharding
 from llamagen_jax.configs import digits
@@ -261,3 +263,10 @@ def flip_bit(path: Path, bit: int | None = None) -> None:
     bit = 4 * len(data) if bit is None else bit
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
+
+
+def png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] as the bytes of a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llamagen_jax import commands, compilation_cache
 from llamagen_jax.errors import one_line_errors
-from llamagen_jax.evaluate import figures, images, texts, tokenizers, verify
+from llamagen_jax.evaluate import figures, images, small_network, texts, tokenizers, verify
 from llamagen_jax.files import staged
 
 
@@ -70,14 +70,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     of_published.set_defaults(run=verify.evaluate)
     verify.add_arguments(of_published)
+    of_network = subparsers.add_parser(
+        "network",
+        help="train a small network on images, whose features stand in for Inception's",
+        description="Trains a small network to tell the classes of images, or the words of their "
+        "captions. Figures by it compare samples of the same kind of images with each other; they "
+        "compare with no published ones.",
+    )
+    of_network.set_defaults(run=small_network.evaluate)
+    small_network.add_arguments(of_network)
     for command in (of_images, of_published):
         command.add_argument(
+            "--network",
             "--inception",
             type=commands.path,
             required=command is of_images,
-            dest="network",
             metavar="FILE",
-            help="pt_inception-2015-12-05-6726825d.pth or classify_image_graph_def.pb",
+            help="pt_inception-2015-12-05-6726825d.pth, classify_image_graph_def.pb, or what "
+            "`evaluate network` wrote",
         )
         command.add_argument(
             "--keep",
@@ -89,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--batch-size", type=commands.whole, default=64, help="images at a time (64)"
         )
-    for command in (of_images, of_reconstructions, of_texts, of_published):
+    for command in (of_images, of_reconstructions, of_texts, of_published, of_network):
         command.add_argument(
             "--output", type=commands.path, metavar="FILE.json", help="write the figures there too"
         )

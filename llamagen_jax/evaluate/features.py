@@ -1,9 +1,10 @@
-"""Features of sets of images by the Inception of FID: computed once, kept on disk, summed up.
+"""Features of sets of images by the network of FID: computed once, kept on disk, summed up.
 
 Axes: B batch, N images, H W pixels.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from PIL import Image
 
 from llamagen_jax.digests import read_json, write_json
 from llamagen_jax.errors import InputError
+from llamagen_jax.evaluate import small_network
+from llamagen_jax.evaluate.figures import Figure
 from llamagen_jax.evaluate.image_sets import ImageSet
 from llamagen_jax.evaluate.statistics import Moments, Statistics
 from llamagen_jax.files import staged
@@ -28,7 +31,7 @@ from llamagen_jax.weights.integrity import weights_hash
 PROTOCOLS = ("adm", "torch-fidelity", "clean-fid")
 # Rows of features whose moments are summed at a time, whatever the batches were.
 _ROWS = 1024
-# Of the arrays that are kept: columns by name.
+# Of the arrays that are kept, by Inception: columns by name.
 _COLUMNS = {"pool": 2048, "probabilities": 1008, "spatial": 17 * 17 * 7}
 
 
@@ -40,15 +43,25 @@ class Network:
       protocol: one of `PROTOCOLS`.
       hash: of its weights.
       run: uint8 images [B, H, W, 3] -> float32 arrays [B, D] by the names of `Features`.
+      columns: D of each of these arrays.
+      note: what to tell beside every figure that it makes; "" of Inception.
     """
 
     protocol: str
     hash: str
     run: Callable[[np.ndarray], dict[str, np.ndarray]]
+    columns: Mapping[str, int] = dataclasses.field(default_factory=lambda: _COLUMNS)
+    note: str = ""
 
     @classmethod
     def open(cls, path: str, protocol: str) -> "Network":
-        """Opens a file of `weights.inception.load`; raises its errors."""
+        """Opens a file of `weights.inception.load` or a folder of `small_network.load`.
+
+        Raises:
+          InputError: of these, or a small network is asked to follow another protocol than "adm".
+        """
+        if Path(path).is_dir():
+            return cls._open_small(path, protocol)
         model, variables = inception.load(path)
         resized = protocol == "clean-fid"
 
@@ -66,6 +79,41 @@ class Network:
 
         return cls(protocol, weights_hash(variables), of_images)
 
+    @classmethod
+    def _open_small(cls, path: str, protocol: str) -> "Network":
+        model, params, trained_on = small_network.load(path)
+        if protocol != "adm":
+            raise InputError(
+                f"{path} is a small network and {protocol} is a protocol of Inception: leave the "
+                "protocol out, or give Inception's file"
+            )
+
+        def features(params: Any, images: jax.Array) -> Any:
+            return model.apply({"params": params}, images)
+
+        run, side = on_all_devices(features, params), model.config.image_size
+
+        def of_images(images: np.ndarray) -> dict[str, np.ndarray]:
+            if images.shape[1:3] != (side, side):
+                height, width = images.shape[1:3]
+                raise InputError(
+                    f"{path} was trained on images of {side}x{side} px, not {width}x{height}: "
+                    "crop them to that size, or train a network on such images"
+                )
+            found = run_filled(run, images, len(images))
+            probabilities = np.asarray(jax.nn.softmax(jnp.asarray(found.logits)))
+            arrays = (found.pool, probabilities, found.spatial.reshape(len(images), -1))
+            return dict(zip(_COLUMNS, arrays, strict=True))
+
+        blank = np.zeros((1, side, side, 3), np.uint8)
+        columns = {name: rows.shape[1] for name, rows in of_images(blank).items()}
+        note = f"; by a small network trained on {trained_on}, not comparable with published ones"
+        return cls(protocol, weights_hash(params), of_images, columns, note)
+
+    def noted(self, figure: Figure) -> Figure:
+        """The figure, with the network's note where it says what it compares with."""
+        return dataclasses.replace(figure, compare=figure.compare + self.note)
+
 
 def _resize_as_clean_fid(images: np.ndarray) -> np.ndarray:
     """float32 [B, 299, 299, 3] in [-1, 1]: Pillow's bicubic with antialias, channels in float."""
@@ -82,7 +130,7 @@ class Features:
     """Features of a set of images in a folder, which fill up as they are computed.
 
     Attributes:
-      pool: float32 [N, 2048].
+      pool: float32 [N, 2048] by Inception; a small network has other sizes, here and below.
       probabilities: float32 [N, 1008], softmax of the class scores without bias.
       spatial: float32 [N, 2023], what sFID compares, flattened as TensorFlow has it.
       read: images of the set that were looked at; broken ones among them have no features.
@@ -119,7 +167,7 @@ class Features:
                 "r+" if exists else "w+",
                 **({} if exists else {"dtype": np.float32, "shape": (images.count, columns)}),
             )
-            for name, columns in _COLUMNS.items()
+            for name, columns in network.columns.items()
         }
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from llamagen_jax.data import image_files, transforms
+from llamagen_jax.data import image_files, sources, transforms
 from llamagen_jax.data.sources import ArrayRecordSource, Source
 from llamagen_jax.data.tar_shards import TarShardsSource
 from llamagen_jax.errors import InputError
@@ -91,6 +91,22 @@ def open_images(path: str, size: int | None = None) -> ImageSet:
     if found.count < 2:
         raise InputError(f"{path} holds {found.count} images; at least 2 are needed")
     return found
+
+
+def open_source(location: str) -> Source:
+    """The images of a folder with their classes or captions.
+
+    Args:
+      location: dataset folder, folder of tar shards, or folder by class or with captions.
+
+    Raises:
+      InputError: of `data.sources.open_source`.
+    """
+    folder = Path(location)
+    if (folder / "manifest.json").exists():
+        return sources.open_source("array_record", location)
+    kind = "tar_shards" if any(folder.glob("*.tar")) else "image_folder"
+    return sources.open_source(kind, location)
 
 
 def generated(

@@ -61,7 +61,7 @@ def evaluate(
     Args:
       samples, reference: of `image_sets.open_images`; the samples may also be a generator, see
         `image_sets.generated`, and the reference a file of statistics, with images or without.
-      network: file of `weights.inception.load`.
+      network: of `Network.open`.
       protocol: one of `PROTOCOLS`.
       size: of `image_sets.open_images`.
       batch_size: images at a time.
@@ -85,14 +85,15 @@ def evaluate(
         statistics = found.statistics()
         if save:
             save_statistics(save, statistics)
-        against = _reference(reference, net, size, batch_size, folder)
+        against = open_reference(reference, net, size, batch_size, folder)
         if against.statistics.images_digest == statistics.images_digest:
             logging.warning(
                 "%s and %s hold the same images: that proves nothing", samples, reference
             )
         if warning := rank_warning(len(found), found.pool.shape[1]):
             logging.warning(warning)
-        figures = list(_figures(protocol, found, statistics, against, float16))
+        found_figures = _figures(protocol, found, statistics, against, float16)
+        figures = [net.noted(figure) for figure in found_figures]
     if clip:
         figures.append(_cmmd(clip, image_sets.open_images(reference, size), opened, batch_size))
     about = {
@@ -116,9 +117,19 @@ def _folder(keep: str | None) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _reference(
+def open_reference(
     path: str, network: Network, size: int | None, batch_size: int, folder: Path
 ) -> Reference:
+    """What samples are compared with, from images or from their statistics.
+
+    Args:
+      path, size: of `image_sets.open_images`; the path may also be of a file of statistics.
+      batch_size: images at a time.
+      folder: where features of images are kept.
+
+    Raises:
+      InputError: it cannot be read, or was made by another network or protocol.
+    """
     is_file = Path(path).is_file()
     statistics = None
     if is_file and image_sets.has_statistics(path):
@@ -135,11 +146,17 @@ def _reference(
     return Reference(statistics or found.statistics(), np.asarray(found.pool))
 
 
-def _figures(
-    protocol: str, found: Features, own: Statistics, reference: Reference, float16: bool
+def statistics_figures(
+    protocol: str, found: Features, own: Statistics, theirs: Statistics
 ) -> Iterator[Figure]:
-    same = f"{protocol}'s figures of {len(found)} images against the same reference"
-    theirs = reference.statistics
+    """FID, sFID and Inception Score: what statistics of the reference suffice for.
+
+    Args:
+      protocol: one of `PROTOCOLS`, which tells which of the three there are.
+      found, own: features of the samples, and their statistics.
+      theirs: statistics of the reference, with those of sFID where the protocol is "adm".
+    """
+    same = _same(protocol, found)
     gaussians = theirs.mu, theirs.sigma, own.mu, own.sigma
     influence = distances.frechet_influence(*gaussians, found.pool)
     yield Figure("FID", distances.frechet_distance(*gaussians), standard_error(influence), same)
@@ -152,6 +169,16 @@ def _figures(
         yield Figure("sFID", distances.frechet_distance(*gaussians), error, same)
     if protocol != "clean-fid":
         yield from _inception_scores(protocol, found.probabilities)
+
+
+def _same(protocol: str, found: Features) -> str:
+    return f"{protocol}'s figures of {len(found)} images against the same reference"
+
+
+def _figures(
+    protocol: str, found: Features, own: Statistics, reference: Reference, float16: bool
+) -> Iterator[Figure]:
+    yield from statistics_figures(protocol, found, own, reference.statistics)
     if reference.pool is None:
         logging.warning("the reference has no images: precision, recall and KID are left out")
         return
@@ -159,7 +186,7 @@ def _figures(
         dtype = "float16" if float16 else "float32"
         hits = manifolds.manifold_hits(reference.pool, found.pool, dtype=dtype)
         for name, hit in zip(("precision", "recall"), hits, strict=True):
-            compare = f"{same}; k = 3, distances in {dtype}"
+            compare = f"{_same(protocol, found)}; k = 3, distances in {dtype}"
             yield Figure(name, float(hit.mean()), standard_error(hit), compare)
     else:
         subset = min(1000, len(found), len(reference.pool))

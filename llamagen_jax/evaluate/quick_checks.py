@@ -13,7 +13,6 @@ Axes: N images, B batch, L codes, T condition tokens.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,10 +23,11 @@ from llamagen_jax import sharding
 from llamagen_jax.data import pipeline
 from llamagen_jax.data.pipeline import DataConfig
 from llamagen_jax.data.records import Manifest
-from llamagen_jax.data.sources import Source, open_source
+from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
 from llamagen_jax.evaluate import reconstructions
 from llamagen_jax.evaluate.figures import Figure
+from llamagen_jax.evaluate.image_sets import open_source
 from llamagen_jax.evaluate.statistics import standard_error
 from llamagen_jax.files import LocalPath
 from llamagen_jax.generation import ImageGenerator
@@ -184,7 +184,7 @@ def _conditions(generator: ImageGenerator, batch: dict[str, np.ndarray]) -> dict
 
 def _read(location: str, size: int, count: int, condition: str | None) -> dict[str, np.ndarray]:
     """Arrays of `pipeline.eval_batches` in one batch; captions of images as strings, "caption"."""
-    source = _open(location)
+    source = open_source(location)
     spread = _Spread(source, np.linspace(0, len(source), count, endpoint=False, dtype=int))
     if len(source) <= count:
         spread = _Spread(source, np.arange(len(source)))
@@ -214,13 +214,6 @@ def _read(location: str, size: int, count: int, condition: str | None) -> dict[s
     batches = pipeline.eval_batches(spread, config, batch_size=len(spread), condition=reads)
     batch = next(batches)
     return {name: rows[batch["weight"] > 0] for name, rows in batch.items()}
-
-
-def _open(location: str) -> Source:
-    folder = Path(location)
-    if (folder / "manifest.json").exists():
-        return open_source("array_record", location)
-    return open_source("tar_shards" if any(folder.glob("*.tar")) else "image_folder", location)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from llamagen_jax.evaluate import distances, image_sets, reconstructions
 from llamagen_jax.evaluate.features import Features, Network, add_features, compute
 from llamagen_jax.evaluate.figures import Figure
 from llamagen_jax.evaluate.image_sets import ImageSet
-from llamagen_jax.evaluate.statistics import standard_error
+from llamagen_jax.evaluate.statistics import Statistics, standard_error
 from llamagen_jax.image_tokenizer import (
     ImageTokenizer,
     code_grid,
@@ -67,7 +67,7 @@ def evaluate(
     Args:
       images: of `image_sets.open_images`.
       tokenizer: of `image_tokenizer.open_tokenizer`.
-      network: file of `weights.inception.load`, for rFID; None leaves it out.
+      network: of `Network.open`, for rFID; None leaves it out.
       vgg16, lpips_heads: of `weights.lpips.load`, for LPIPS; None leaves it out.
       size: side in pixels of the centre crop of every image.
       resize: side to resize images and reconstructions to before they are compared; rFID is then
@@ -98,7 +98,7 @@ def evaluate(
         if net and own is not None:
             crops = image_sets.open_images(images, resize or size)
             reference = compute(crops, net, Path(folder) / "reference", batch_size)
-            figures.insert(0, _rfid(reference, own))
+            figures.insert(0, net.noted(rfid(reference.statistics(), own)))
     if picture:
         save_png(Path(picture), rated.picture())
     sizes = {"size": size, "resize": resize}
@@ -193,8 +193,14 @@ class _Ratings:
         return grid(np.array(rows))
 
 
-def _rfid(reference: Features, own: Features) -> Figure:
-    theirs, ours = reference.statistics(), own.statistics()
+def rfid(theirs: Statistics, own: Features) -> Figure:
+    """The Fréchet distance of reconstructions to the images themselves.
+
+    Args:
+      theirs: of the images.
+      own: of the reconstructions.
+    """
+    ours = own.statistics()
     gaussians = theirs.mu, theirs.sigma, ours.mu, ours.sigma
     error = standard_error(distances.frechet_influence(*gaussians, own.pool))
     compare = "rFID against the same images, not against the training set's statistics"
@@ -244,11 +250,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare at N px, as LlamaGen's tables do at 256 for 384 and 512 (at --size)",
     )
     parser.add_argument(
+        "--network",
         "--inception",
         type=commands.path,
-        dest="network",
         metavar="FILE",
-        help="for rFID: pt_inception-2015-12-05-6726825d.pth or classify_image_graph_def.pb",
+        help="for rFID: pt_inception-2015-12-05-6726825d.pth, classify_image_graph_def.pb, or what "
+        "`evaluate network` wrote",
     )
     parser.add_argument(
         "--vgg16", type=commands.path, metavar="FILE", help="for LPIPS: torchvision's vgg16"

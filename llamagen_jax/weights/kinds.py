@@ -14,7 +14,7 @@ from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 
 Model = Llama | VQGAN | KLVAE
 Config = LlamaConfig | VQGANConfig | KLVAEConfig
-C = TypeVar("C", bound=Config)
+C = TypeVar("C")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,12 +54,6 @@ def network(monkeypatch, tmp_path):
     np.savez("reference.npz", arr_0=REFERENCE)
 
 
-def png(image):
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def run(samples, reference, *options):
     command = ["images", samples, reference, "--inception", "x", "--output", "out.json", *options]
     evaluate.main(list(map(str, command)))
@@ -84,14 +78,14 @@ def test_sets_may_come_from_anywhere(tmp_path, figures):
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     for number, image in enumerate(SAMPLES):
         where = "folder/deep" if number > 40 else "folder"
-        (tmp_path / where / f"{number:03d}.png").write_bytes(png(image))
-    write_dataset("packed", [{"image": png(image), "label": 0} for image in SAMPLES])
+        (tmp_path / where / f"{number:03d}.png").write_bytes(tiny.png(image))
+    write_dataset("packed", [{"image": tiny.png(image), "label": 0} for image in SAMPLES])
     (tmp_path / "tar").mkdir()
     with tarfile.open("tar/0.tar", "w") as shard:
         for number, image in enumerate(SAMPLES):
             info = tarfile.TarInfo(f"{number:03d}.png")
-            info.size = len(png(image))
-            shard.addfile(info, io.BytesIO(png(image)))
+            info.size = len(tiny.png(image))
+            shard.addfile(info, io.BytesIO(tiny.png(image)))
     np.savez_compressed("compressed.npz", arr_0=SAMPLES)
     for path in ("folder", "packed", "tar", "compressed.npz"):
         found, about = run(path, "reference.npz")
@@ -168,7 +162,7 @@ def test_a_set_against_itself_is_told(caplog):
 def test_broken_images_are_left_out_and_counted(tmp_path, figures):
     (tmp_path / "folder").mkdir()
     for number, image in enumerate(SAMPLES):
-        (tmp_path / "folder" / f"{number:03d}.png").write_bytes(png(image))
+        (tmp_path / "folder" / f"{number:03d}.png").write_bytes(tiny.png(image))
     (tmp_path / "folder" / "020b.png").write_bytes(b"<html>")
     found, about = run("folder", "reference.npz", "--batch-size", 8)
     assert (about["images"], about["broken_images"]) == (53, 1)
