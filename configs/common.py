@@ -45,6 +45,7 @@ _SHARED = {
     "sample_every": 5_000,
     "checkpoint_every": 5_000,
     "expected_loss": (),
+    "evaluate": {"every": 0, "network": ""},
 }
 
 _TOKENIZER = {
@@ -69,6 +70,7 @@ _GENERATOR = {
     "batch_size": 256,
     "accumulation_steps": 1,
     "text_encoder": "",
+    "evaluate": {"samples": 5_000, "reference": ""},
     "model": dataclasses.asdict(LlamaConfig()),
     "optimizer": {"weight_decay": 0.05},
     "attention": "auto",

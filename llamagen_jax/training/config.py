@@ -28,6 +28,50 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Figures of the images that a run makes, while it trains, see `training.evaluation`.
+
+    Attributes:
+      every: steps between; they are also computed at the end. 0 leaves them out.
+      network: file or folder of `evaluate.features.Network.open`.
+    """
+
+    every: int
+    network: LocalPath
+
+    def __post_init__(self):
+        if self.every < 0:
+            raise ValueError(f"every={self.every} must not be negative")
+        if self.every and not self.network:
+            raise ValueError(
+                f"every={self.every} needs network: name Inception's file, or a folder of "
+                "`python -m llamagen_jax.evaluate network`"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleEvaluateConfig(EvaluateConfig):
+    """Figures of samples.
+
+    Attributes:
+      samples: how many to draw.
+      reference: real images, or their statistics: of `evaluate.images.open_reference`.
+    """
+
+    samples: int
+    reference: LocalPath
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples < 2:
+            raise ValueError(f"samples={self.samples} must be at least 2")
+        if self.every and not self.reference:
+            raise ValueError(
+                f"every={self.every} needs reference: name real images, or a file of statistics"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """What both tasks share.
 
@@ -54,6 +98,7 @@ class TrainConfig:
     sample_every: int
     checkpoint_every: int
     expected_loss: tuple
+    evaluate: EvaluateConfig
 
     def __post_init__(self):
         for field in ("batch_size", "steps", "log_every"):
@@ -108,6 +153,7 @@ class TokenizerTraining(TrainConfig):
     """Training a VQGAN on images.
 
     Attributes:
+      evaluate: rFID of the held-out images.
       init_from: where the VQGAN's parameters are at the first step: anything that `zoo.load` opens;
         "" draws them. The discriminator and the optimisers start afresh in either case.
       discriminator: its sizes, or None without one; it is trained if `loss` gives it a weight.
@@ -120,6 +166,8 @@ class TokenizerTraining(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.evaluate.every and not self.data.eval:
+            raise ValueError("evaluate.every needs data.eval, images to reconstruct")
         if self.loss.adversarial_weight:
             if self.discriminator is None:
                 weight = f"loss.adversarial_weight={self.loss.adversarial_weight}"
@@ -155,6 +203,7 @@ class GeneratorTraining(TrainConfig):
         captions while training; only then, and by sample.py, it is opened. "" for labels, or
         without checking that features are its.
       sample: settings of the sample images.
+      evaluate: FID, sFID and Inception Score of samples with the settings `sample`.
       accumulation_steps: parts of a batch whose gradients are computed one after another, for
         batches that do not fit in memory at once.
       attention: of `models.attention.choose`.
@@ -166,12 +215,17 @@ class GeneratorTraining(TrainConfig):
     tokenizer: LocalPath
     text_encoder: LocalPath
     sample: SampleConfig
+    evaluate: SampleEvaluateConfig
     accumulation_steps: int
     attention: str
     remat: str
 
     def __post_init__(self):
         super().__post_init__()
+        if self.evaluate.every and not self.tokenizer:
+            raise ValueError("evaluate.every needs tokenizer, which turns codes into images")
+        if self.evaluate.every and self.model.condition == "text" and not self.data.eval:
+            raise ValueError("evaluate.every needs data.eval, whose captions are drawn")
         if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"accumulation_steps={self.accumulation_steps} must divide "

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import jax
 from llamagen_jax import flops, sharding
 from llamagen_jax.checkpoint import Checkpointer
 from llamagen_jax.data.pipeline import eval_batches, train_batches
-from llamagen_jax.data.sources import Source
 from llamagen_jax.files import told_full_disk
 from llamagen_jax.interruption import Interrupted
 from llamagen_jax.training import work_folder
@@ -84,10 +83,13 @@ def train(task: OpenTask, workdir: Path, *, change_plan: bool = False) -> TrainS
             if stop or _due(config, step, config.log_every):
                 log.scalars(step, "train", progress.since_last_log())
             if task.held_out is not None and _due(config, step, config.eval_every):
-                log.scalars(step, "eval", _evaluate(task, task.held_out, eval_step, state))
+                log.scalars(step, "eval", _evaluate(task, eval_step, state))
             if task.preview and _due(config, step, config.sample_every):
-                shown = batch if task.held_out is None else _first_batch(task, task.held_out)
+                shown = batch if task.held_out is None else next(_held_out_batches(task))
                 log.pictures(step, task.preview(state.eval_params, shown))
+            if task.measure and _due(config, step, config.evaluate.every):
+                held_out = functools.partial(_held_out_batches, task)
+                log.scalars(step, "eval", task.measure(state.eval_params, held_out))
             if stop or _due(config, step, config.checkpoint_every):
                 progress.check_finite()
                 checkpoints.save(state)
@@ -109,17 +111,16 @@ def _due(config: TrainConfig, step: int, every: int) -> bool:
     return step == config.steps or bool(every and step % every == 0)
 
 
-def _evaluate(
-    task: OpenTask, held_out: Source, eval_step: Callable, state: TrainState
-) -> dict[str, Any]:
+def _evaluate(task: OpenTask, eval_step: Callable, state: TrainState) -> dict[str, Any]:
     """Metrics over the whole of the held-out data."""
-    batches = eval_batches(held_out, task.config.data, **_share(task))
-    metrics = (eval_step(state.eval_params, task.put(batch)) for batch in batches)
+    metrics = (eval_step(state.eval_params, batch) for batch in _held_out_batches(task))
     return functools.reduce(lambda a, b: a.merge(b), metrics).compute()
 
 
-def _first_batch(task: OpenTask, held_out: Source) -> dict[str, jax.Array]:
-    return task.put(next(eval_batches(held_out, task.config.data, **_share(task))))
+def _held_out_batches(task: OpenTask) -> Iterator[dict[str, jax.Array]]:
+    """One pass over the held-out data, which there is, on the devices as steps take it."""
+    assert task.held_out is not None
+    return map(task.put, eval_batches(task.held_out, task.config.data, **_share(task)))
 
 
 def _share(task: OpenTask) -> dict[str, Any]:

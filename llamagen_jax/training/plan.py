@@ -12,7 +12,15 @@ import numpy as np
 from llamagen_jax.training.optimizer import OptimizerConfig, learning_rate
 
 # Results depend on none of these.
-_FREE = ("sample.", "mesh.", "sharding_rules", "data.eval", "record_offset", "expected_loss")
+_FREE = (
+    "sample.",
+    "mesh.",
+    "sharding_rules",
+    "data.eval",
+    "record_offset",
+    "expected_loss",
+    "evaluate.",
+)
 _SCHEDULE = (
     "steps",
     "optimizer.learning_rate",

@@ -13,6 +13,7 @@ from llamagen_jax import sharding
 from llamagen_jax.data.pipeline import Condition
 from llamagen_jax.data.sources import Source
 from llamagen_jax.training.config import TrainConfig
+from llamagen_jax.training.evaluation import Measure
 from llamagen_jax.training.optimizer import TrainState
 
 
@@ -71,6 +72,8 @@ class OpenTask(Task):
       load: puts weights that come from files into a state fresh from `init`; None without any.
       preview: (params, batch) -> uint8 images [rows, columns, H, W, 3]; None when there
         is nothing to show.
+      measure: figures of the images that the model makes; None where the configuration asks for
+        none.
       may_change: keys of the configuration that may differ when the run goes on, beside those
         that may in every task.
     """
@@ -83,6 +86,7 @@ class OpenTask(Task):
     encode: Callable[[dict], dict] | None = None
     load: Callable[[Any], Any] | None = None
     preview: Callable[[Any, dict], np.ndarray] | None = None
+    measure: Measure | None = None
     may_change: tuple[str, ...] = ()
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

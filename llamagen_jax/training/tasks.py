@@ -11,7 +11,7 @@ from llamagen_jax.data.sources import Source, open_source
 from llamagen_jax.errors import InputError, naming
 from llamagen_jax.image_tokenizer import open_tokenizer
 from llamagen_jax.models.vqgan import VQGAN
-from llamagen_jax.training import data_checks, generator, online, previews, tokenizer
+from llamagen_jax.training import data_checks, evaluation, generator, online, previews, tokenizer
 from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining
 from llamagen_jax.training.optimizer import with_params
 from llamagen_jax.training.task import OpenTask, Task
@@ -61,6 +61,9 @@ def open_task(config: TokenizerTraining | GeneratorTraining, mesh: Mesh) -> Open
 
 def _open_tokenizer(config: TokenizerTraining, mesh: Mesh) -> OpenTask:
     source, held_out = _open_data(config.data)
+    measure = None
+    if config.evaluate.every and held_out is not None:
+        measure = evaluation.open_reconstructions(config, held_out)
     return OpenTask(
         **vars(tokenizer.make_task(config)),
         mesh=mesh,
@@ -69,6 +72,7 @@ def _open_tokenizer(config: TokenizerTraining, mesh: Mesh) -> OpenTask:
         condition=None,
         load=functools.partial(tokenizer.put_weights, tokenizer.load_weights(config)),
         preview=functools.partial(previews.reconstructions, VQGAN(config.model)),
+        measure=measure,
     )
 
 
@@ -85,6 +89,9 @@ def _open_generator(config: GeneratorTraining, mesh: Mesh) -> OpenTask:
         condition, encode = online.open_encoders(config, tokenizer, mesh)
     by_class = config.model.condition == "class"
     init_params = generator.load_init(config)
+    measure = None
+    if config.evaluate.every and tokenizer is not None:
+        measure = evaluation.open_samples(config, tokenizer, mesh)
     return OpenTask(
         **vars(generator.make_task(config)),
         mesh=mesh,
@@ -94,6 +101,7 @@ def _open_generator(config: GeneratorTraining, mesh: Mesh) -> OpenTask:
         encode=encode,
         load=functools.partial(with_params, params=init_params) if init_params else None,
         preview=functools.partial(previews.samples, config, tokenizer) if tokenizer else None,
+        measure=measure,
         check=functools.partial(data_checks.check_labels, config) if by_class else None,
         # Codes and features tell which encoders they are of; images are encoded by those named.
         may_change=() if encode else ("tokenizer", "text_encoder"),
