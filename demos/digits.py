@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demos.report import Figure, last_psnr, show
+from demos.report import Figure, evaluated, last_psnr, show
 
 FOLDER = Path("demo")
 SAMPLES_PER_CLASS = 50
@@ -21,6 +21,9 @@ def stages() -> dict[str, list[str]]:
     """Stage name -> commands, as typed after `python`."""
     prepare = "-m llamagen_jax.data.prepare codes --source digits --image-size 32 --batch-size 64"
     prepare += f" --tokenizer {FOLDER}/tokenizer"
+    pack = "-m llamagen_jax.data.prepare pack --source digits"
+    evaluate, network = "-m llamagen_jax.evaluate", f"--network {FOLDER}/network"
+    real = f"{FOLDER}/images/train"
     sample = f"sample.py --generator {FOLDER}/generator --guidance-scale 3 --temperature 0.9"
     return {
         "train the tokenizer": [
@@ -36,6 +39,16 @@ def stages() -> dict[str, list[str]]:
         "sample": [
             f"{sample} --count 10 --output {FOLDER}/samples.png",
             f"{sample} --count {SAMPLES_PER_CLASS} --batch-size 100 --output {FOLDER}/samples.npz",
+        ],
+        "evaluate": [
+            f"{pack} --location train {real}",
+            f"{pack} --location test {FOLDER}/images/test",
+            f"{evaluate} network {real} {FOLDER}/network",
+            f"{evaluate} images {FOLDER}/samples.npz {real} {network} --output {FOLDER}/fid.json",
+            f"{evaluate} images {FOLDER}/images/test {real} {network}"
+            f" --output {FOLDER}/fid_real.json",
+            f"{evaluate} reconstructions {FOLDER}/images/test --tokenizer {FOLDER}/tokenizer"
+            f" --size 32 {network} --output {FOLDER}/rfid.json",
         ],
     }
 
@@ -69,6 +82,9 @@ def measure() -> list[Figure]:
         Figure("  worst class", worst, "{:.0%}", at_least=0.8),
         Figure("  same classifier on held-out real digits", on_real, "{:.1%}"),
         Figure("samples that copy a training image", float(np.mean(copies)), "{:.1%}", below=0.1),
+        evaluated("FID by a small network (no published FID)", FOLDER / "fid.json", "FID"),
+        evaluated("  held-out real digits, the floor", FOLDER / "fid_real.json", "FID"),
+        evaluated("  rFID of held-out digits", FOLDER / "rfid.json", "rFID"),
     ]
 
 

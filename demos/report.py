@@ -65,13 +65,13 @@ def report(
 ) -> int:
     """Prints the tables; returns the exit status, 1 where a figure misses its target."""
     missed = 0
-    print(f"\n{'':52}{'reached':>10}  target")
+    print(f"\n{'':52}{'reached':>13}  target")
     for title, value, form, at_least, below in figures:
         good = at_least <= value < below
         missed += not good
         targets = [f">= {form.format(at_least)}"] * math.isfinite(at_least)
         targets += [f"< {form.format(below)}"] * math.isfinite(below)
-        line = f"{title:52}{form.format(value):>10}  {' '.join(targets)}"
+        line = f"{title:52}{form.format(value):>13}  {' '.join(targets)}"
         print(line + ("" if good else "  MISSED"))
     print(f"\n{'seconds':52}")
     for title, value in (*seconds.items(), ("all", sum(seconds.values()))):
@@ -89,3 +89,15 @@ def last_psnr(workdir: Path) -> float:
     """Of a tokenizer's reconstructions of held-out images, in dB."""
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     return [line["eval/psnr"] for line in metrics if "eval/psnr" in line][-1]
+
+
+def evaluated(title: str, path: Path, name: str) -> Figure:
+    """A figure of the command `evaluate` with its standard error, from what --output wrote.
+
+    Args:
+      title: of the line.
+      path: of the JSON file.
+      name: of the figure there, such as "FID".
+    """
+    figures = {figure["name"]: figure for figure in json.loads(path.read_text())["figures"]}
+    return Figure(title, figures[name]["value"], f"{{:.2f}} ± {figures[name]['error']:.2f}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demos.report import Figure, last_psnr, show
+from demos.report import Figure, evaluated, last_psnr, show
 
 FOLDER = Path("demo_text")
 PROMPTS, PROMPTS_SEED = 300, 3
@@ -22,6 +22,7 @@ _SAMPLERS = {
     "unguided": "--guidance-scale 1",
 }
 _PREPARE = "-m llamagen_jax.data.prepare"
+_EVALUATE = "-m llamagen_jax.evaluate"
 
 
 def main() -> None:
@@ -38,6 +39,8 @@ def main() -> None:
 
 def stages() -> dict[str, list[str]]:
     """Stage name -> commands, as typed after `python`."""
+    train, held_out = f"{FOLDER}/shards_train", f"{FOLDER}/shards_val"
+    best = f"{FOLDER}/best.npz"
     sample = f"sample.py --generator {FOLDER}/stage2 --top-k 0"
     return {
         "render captioned scenes, filter them": [
@@ -78,6 +81,18 @@ def stages() -> dict[str, list[str]]:
                 for name, options in _SAMPLERS.items()
             ),
         ],
+        "evaluate": [
+            f"{_EVALUATE} network {train} {FOLDER}/network",
+            *(
+                f"{_EVALUATE} images {samples} {reference} --network {FOLDER}/network"
+                f" --output {FOLDER}/{name}.json"
+                for name, samples, reference in (
+                    ("fid", best, train),
+                    ("fid_real", held_out, train),
+                    ("fid_held_out", best, held_out),
+                )
+            ),
+        ],
     }
 
 
@@ -114,6 +129,9 @@ def measure() -> list[Figure]:
         Figure("  the same without top-p", guided.relation, "{:.1%}"),
         Figure("  nor guidance", unguided.relation, "{:.1%}"),
         Figure("gain of guidance", gain, "{:.1%}", at_least=0.001),
+        evaluated("FID by a small network (no published FID)", FOLDER / "fid.json", "FID"),
+        evaluated("  held-out real scenes, the floor", FOLDER / "fid_real.json", "FID"),
+        evaluated("  samples against those instead", FOLDER / "fid_held_out.json", "FID"),
     ]
 
 

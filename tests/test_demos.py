@@ -8,6 +8,7 @@ import pytest
 from demos import digits, report, scenes
 from llamagen_jax import sample
 from llamagen_jax.data.prepare import __main__ as prepare
+from llamagen_jax.evaluate import __main__ as evaluate
 from llamagen_jax.training import config_files
 
 
@@ -15,16 +16,17 @@ from llamagen_jax.training import config_files
 def test_commands_are_taken(module):
     programs = set()
     for command in itertools.chain(*module.stages().values()):
-        program, *arguments = shlex.split(
-            command.replace("-m llamagen_jax.data.prepare", "prepare")
-        )
+        command = command.replace("-m llamagen_jax.data.prepare", "prepare")
+        program, *arguments = shlex.split(command.replace("-m llamagen_jax.evaluate", "evaluate"))
         programs.add(program)
         if program == "train.py":
             config_files.load(arguments[0].removeprefix("--config="))
         else:
-            parser = {"sample.py": sample, "prepare": prepare}[program]._parser()
+            parser = {"sample.py": sample, "prepare": prepare, "evaluate": evaluate}[
+                program
+            ]._parser()
             parser.parse_args(arguments)
-    assert programs == {"train.py", "sample.py", "prepare"}
+    assert programs == {"train.py", "sample.py", "prepare", "evaluate"}
 
 
 def test_report_tells_what_missed_its_target(capsys, tmp_path):

@@ -11,6 +11,8 @@ import argparse
 import collections
 import dataclasses
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -70,25 +72,25 @@ def evaluate(
     """
     with staged(folder) as partial:
         examples = read(image_sets.open_source(images), size, count)
-        params, losses = train(examples, steps, seed)
-        config = _config(examples)
-        partial.mkdir()
-        described = {
-            "model": "Classifier",
-            "config": dataclasses.asdict(config),
-            "trained_on": images,
-        }
-        write_json(partial / "config.json", described)
-        tensors = {path: Tensor.of(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
-        write_safetensors(partial / "params.safetensors", tensors)
+        model, params, losses = train(examples, steps, seed)
+        write(partial, model.config, params, images)
     last = losses[-max(2, steps // 10) :]
     figure = Figure("loss", float(last.mean()), standard_error(last), "the same images and steps")
-    about = {"samples": images, "images": len(examples.images), "classes": config.classes}
+    about = {"samples": images, "images": len(examples.images), "classes": model.config.classes}
     return [figure], about
 
 
+def write(folder: Path, config: ClassifierConfig, params: Mapping, trained_on: str) -> None:
+    """Writes a new folder for `load`."""
+    folder.mkdir()
+    described = {"model": "Classifier", "config": dataclasses.asdict(config)}
+    write_json(folder / "config.json", described | {"trained_on": trained_on})
+    tensors = {path: Tensor.of(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
+    write_safetensors(folder / "params.safetensors", tensors)
+
+
 def load(folder: str) -> tuple[Classifier, dict[str, Any], str]:
-    """The network that `evaluate` wrote: the model, its parameters, and what it was trained on.
+    """The network that `write` wrote: the model, its parameters, and what it was trained on.
 
     Raises:
       InputError: a file is missing or damaged, or holds another model.
@@ -121,11 +123,16 @@ def read(source: Source, size: int | None, count: int) -> Examples:
             record = source[index]
             image = transforms.decode(record["image"])
             pixels = transforms.center_crop(image, size) if size else np.asarray(image)
-            told.append([record["label"]] if "label" in record else _words(record["captions"]))
+            names = [record["label"]] if "label" in record else _words(record["captions"])
+            if not names:
+                raise ValueError("its captions have no words")
+            told.append(names)
             images.append(pixels)
         # Readers and decoders raise errors of any type on damaged bytes.
         except Exception as error:
             logging.warning("skipped %s: %s: %s", source.name(index), type(error).__name__, error)
+    if len(images) < len(chosen):
+        logging.warning("%d of %d images are left out", len(chosen) - len(images), len(chosen))
     sizes = {image.shape[:2] for image in images}
     if len(sizes) != 1 or len({*sizes.pop()}) != 1:
         raise InputError(
@@ -166,8 +173,8 @@ def _blank(config: ClassifierConfig) -> jax.Array:
     return jnp.zeros((1, config.image_size, config.image_size, 3), jnp.uint8)
 
 
-def train(examples: Examples, steps: int, seed: int) -> tuple[Any, np.ndarray]:
-    """Parameters of a `Classifier`, trained on the examples, and the loss of every step [steps].
+def train(examples: Examples, steps: int, seed: int) -> tuple[Classifier, Any, np.ndarray]:
+    """A classifier of the examples, its trained parameters, and the loss of every step [steps].
 
     Raises:
       InputError: their size or number of classes is impossible.
@@ -194,7 +201,7 @@ def train(examples: Examples, steps: int, seed: int) -> tuple[Any, np.ndarray]:
         batch = examples.images[rows], examples.targets[rows]
         params, state, loss = step(params, state, *batch)
         losses.append(loss)
-    return params, np.asarray(jnp.stack(losses))
+    return model, params, np.asarray(jnp.stack(losses))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
