@@ -46,7 +46,7 @@ def open_reconstructions(config: TokenizerTraining, held_out: Source) -> Measure
     Raises:
       InputError: the network cannot be opened or does not take such images.
     """
-    network = _open_network(config, len(held_out))
+    network = _open_network(config, config.data.image_size, len(held_out))
     model, size = VQGAN(config.model), config.batch_size
     reference: list[Statistics] = []
 
@@ -85,11 +85,13 @@ def open_samples(config: GeneratorTraining, tokenizer: ModelTokenizer, mesh: Mes
     Raises:
       InputError: the network or the reference cannot be opened, or do not fit.
     """
-    network, count = _open_network(config, config.evaluate.samples), config.evaluate.samples
-    size = config.batch_size
+    count, size = config.evaluate.samples, config.batch_size
+    # Stored codes do not depend on the image size in the configuration.
+    side = config.model.grid[0] * tokenizer.downsampling
+    network = _open_network(config, side, count)
     with naming("config.evaluate.reference"), tempfile.TemporaryDirectory() as folder:
         reference = images.open_reference(
-            config.evaluate.reference, network, config.data.image_size, size, Path(folder)
+            config.evaluate.reference, network, side, size, Path(folder)
         ).statistics
     tokenizer = jax.device_put(tokenizer, jax.NamedSharding(mesh, jax.P()))
 
@@ -105,13 +107,13 @@ def open_samples(config: GeneratorTraining, tokenizer: ModelTokenizer, mesh: Mes
     return measure
 
 
-def _open_network(config: TokenizerTraining | GeneratorTraining, count: int) -> Network:
+def _open_network(config: TokenizerTraining | GeneratorTraining, side: int, count: int) -> Network:
+    """The network of FID, which takes images of `side` pixels; `count` will be compared."""
     if jax.process_count() > 1:
         raise InputError(
             f"config.evaluate.every={config.evaluate.every} works in one process alone: set it to "
             "0 and run `python -m llamagen_jax.evaluate` on the work folder"
         )
-    side = config.data.image_size
     with naming("config.evaluate.network"):
         network = Network.open(config.evaluate.network, _PROTOCOL)
         # Whether it takes images of this size shows now, and not after thousands of steps.
@@ -155,8 +157,8 @@ def _class_batches(config: GeneratorTraining) -> Iterator[dict]:
 def _caption_batches(batches: Batches) -> Iterator[dict]:
     while True:
         for batch in batches():
-            features_, mask = sharding.fetch(batch["features"]), sharding.fetch(batch["mask"])
-            yield {"condition": features_, "condition_mask": mask, "weight": batch["weight"]}
+            condition, mask = sharding.fetch(batch["features"]), sharding.fetch(batch["mask"])
+            yield {"condition": condition, "condition_mask": mask, "weight": batch["weight"]}
 
 
 def _whole(batch: dict, rows: np.ndarray) -> np.ndarray:
