@@ -1,5 +1,6 @@
 """Figures of a run's images while it trains, by a small network."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,9 @@ from llamagen_jax.data.records import TextEncoderId, TokenizerId, write_dataset
 from llamagen_jax.errors import InputError
 from llamagen_jax.evaluate import small_network, tokenizers
 from llamagen_jax.models.classifier import Classifier, ClassifierConfig
+from llamagen_jax.training import loop
 from llamagen_jax.training.config import from_mapping
+from llamagen_jax.training.tasks import make_mesh, open_task
 from llamagen_jax.weights import export
 from llamagen_jax.weights.integrity import weights_hash
 
@@ -74,18 +77,20 @@ def _lines(workdir):
 
 
 def test_samples_are_measured_and_training_is_the_same_without(tmp_path, folder):
-    config = _generator(folder)
-    measured = tiny.train(from_mapping(config), tmp_path / "whole")
+    config = from_mapping(_generator(folder))
+    task = open_task(config, make_mesh(config))
+    measured = loop.train(task, tmp_path / "whole")
     lines = _lines(tmp_path / "whole")
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["eval/fid"] != lines[1]["eval/fid"]
     assert all(line["eval/sfid"] > 0 and line["eval/inception_score"] >= 1 for line in lines)
 
-    # The same run without it, stopped, and going on with it.
-    without = config | {"steps": 2, "evaluate": config["evaluate"] | {"every": 0}}
-    tiny.train(from_mapping(without), tmp_path / "cut")
+    # The same run without it, stopped, and going on with it; compiled only once.
+    off = dataclasses.replace(config.evaluate, every=0)
+    without = dataclasses.replace(config, steps=2, evaluate=off)
+    loop.train(dataclasses.replace(task, config=without, measure=None), tmp_path / "cut")
     assert not _lines(tmp_path / "cut")
-    resumed = tiny.train(from_mapping(config), tmp_path / "cut")
+    resumed = loop.train(task, tmp_path / "cut")
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(measured), strict=True):
         np.testing.assert_array_equal(a, b)
     assert _lines(tmp_path / "cut") == lines[1:]
