@@ -127,7 +127,7 @@ def _samples(
     config: GeneratorTraining, tokenizer: ModelTokenizer, params: dict, batches: Batches
 ) -> Iterator[np.ndarray]:
     """Endless uint8 images [H, W, 3]."""
-    model = Llama(config.model)
+    model, params = Llama(config.model).for_decoding(params)
     settings = SamplingSettings(
         config.seed, config.sample.guidance_scale, top_k=config.sample.top_k
     )
