@@ -18,6 +18,7 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.image_tokenizer import ImageTokenizer, open_tokenizer
 from llamagen_jax.images import resize, to_uint8
 from llamagen_jax.models.llama import Llama, LlamaConfig
+from llamagen_jax.sampling import speculative
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import encode_prompts
@@ -42,17 +43,18 @@ def generate_images(
     settings: SamplingSettings,
     *,
     size: int | None = None,
+    draft: tuple[Llama, dict] | None = None,
     **rows: jax.Array | np.ndarray | None,
 ) -> Samples:
     """Samples and decodes one batch, on the devices where the parameters are.
 
     Args:
-      model, params, condition: of `generate`.
+      model, params, condition, draft: of `generate`.
       tokenizer: that the generator was trained with, as a pytree.
       size: side in pixels to resize the images to as for the published FIDs; None leaves them.
       **rows: `condition_mask` and `sample_ids` of `generate`.
     """
-    codes = generate(model, params, condition, settings=settings, **rows)
+    codes = generate(model, params, condition, settings=settings, draft=draft, **rows)
     images = _decode(model.config.grid, size, tokenizer, codes)
     return Samples(sharding.fetch(codes), to_uint8(sharding.fetch(images)))
 
@@ -73,6 +75,7 @@ class ImageGenerator:
       tokenizer: turns its codes into pixels.
       text_encoder: folder of the T5 that reads prompts for it; None for classes.
       class_names: by label; () where they are not known.
+      draft: small generator of the same codes for the speculative decoder, or None.
     """
 
     name: str
@@ -81,17 +84,22 @@ class ImageGenerator:
     tokenizer: ImageTokenizer
     text_encoder: str | None
     class_names: tuple[str, ...]
+    draft: tuple[Llama, dict] | None = None
 
     @classmethod
-    def open(cls, name: str, tokenizer: str, text_encoder: str | None = None) -> "ImageGenerator":
+    def open(
+        cls,
+        name: str,
+        tokenizer: str,
+        text_encoder: str | None = None,
+        draft: str | None = None,
+    ) -> "ImageGenerator":
         """Opens what `zoo.load` finds under these names or paths.
 
         Raises:
           InputError: a model is missing, damaged or of another kind, or the two do not fit.
         """
-        model, params = zoo.load(name)
-        if kinds.kind_of(model.config).role != "generator":
-            raise InputError(f"{name} is a {kinds.describe(model.config)}; expected a transformer")
+        model, params = _load_generator(name)
         opened = open_tokenizer(tokenizer)
         _check_fit(name, model.config, tokenizer, opened)
         class_names = tuple(export.recorded(name).get("class_names", ()))
@@ -100,8 +108,15 @@ class ImageGenerator:
             class_names = imagenet_names()
         mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
         model, params = model.for_decoding(params)
-        params, opened = jax.device_put((params, opened), jax.NamedSharding(mesh, jax.P()))
-        return cls(name, model, params, opened, text_encoder, class_names)
+        everywhere = jax.NamedSharding(mesh, jax.P())
+        params, opened = jax.device_put((params, opened), everywhere)
+        opened_draft = None
+        if draft:
+            draft_model, draft_params = _load_generator(draft)
+            speculative.check_draft(model.config, draft_model.config)
+            draft_model, draft_params = draft_model.for_decoding(draft_params)
+            opened_draft = draft_model, jax.device_put(draft_params, everywhere)
+        return cls(name, model, params, opened, text_encoder, class_names, opened_draft)
 
     @property
     def config(self) -> LlamaConfig:
@@ -158,9 +173,22 @@ class ImageGenerator:
             rows = {name: array[ids // count - first] for name, array in conditions.items()}
             batch = sharding.put_batch({"sample_ids": seeds.halves(ids), **rows}, mesh)
             samples = generate_images(
-                self.model, self.params, self.tokenizer, settings=settings, size=size, **batch
+                self.model,
+                self.params,
+                self.tokenizer,
+                settings=settings,
+                size=size,
+                draft=self.draft,
+                **batch,
             )
             yield Samples(*(rows[: len(numbers) - begin] for rows in samples))
+
+
+def _load_generator(name: str) -> tuple[Llama, dict]:
+    model, params = zoo.load(name)
+    if kinds.kind_of(model.config).role != "generator":
+        raise InputError(f"{name} is a {kinds.describe(model.config)}; expected a transformer")
+    return model, params
 
 
 def _check_fit(

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts or []
     if args.prompt_file or args.prompts:
         check_prompts(prompts, args.prompt_file or "--prompts")
-    generator = ImageGenerator.open(args.generator, tokenizer, text_encoder or None)
+    generator = ImageGenerator.open(args.generator, tokenizer, text_encoder or None, args.draft)
     is_text = generator.config.condition == "text"
     _check_condition(args, generator.config, text_encoder)
     settings = generator.settings(**{name: getattr(args, name) for name in SETTINGS})

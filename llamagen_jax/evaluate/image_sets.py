@@ -116,12 +116,14 @@ def generated(
     count: int,
     batch_size: int,
     size: int | None,
+    draft: str | None = None,
     **fields: Any,
 ) -> ImageSet:
     """Images that a class-conditional generator draws when they are read, the classes in turn.
 
     Args:
-      name, tokenizer: of `ImageGenerator.open`; None takes the tokenizer that a work folder names.
+      name, tokenizer, draft: of `ImageGenerator.open`; None takes the tokenizer that a work folder
+        names.
       count: how many.
       batch_size: drawn at a time.
       size: of `generate_images`.
@@ -133,7 +135,7 @@ def generated(
     tokenizer = tokenizer or export.recorded(name).get("tokenizer")
     if not tokenizer:
         raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
-    generator = ImageGenerator.open(name, tokenizer)
+    generator = ImageGenerator.open(name, tokenizer, draft=draft)
     if generator.config.condition != "class":
         raise InputError(f"{name} draws from prompts: evaluate what `sample.py` writes of it")
     settings = generator.settings(**fields)

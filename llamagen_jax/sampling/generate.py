@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Integer, Shaped
 
 from llamagen_jax import seeds
+from llamagen_jax.errors import InputError
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
-from llamagen_jax.sampling import plain
+from llamagen_jax.sampling import jacobi, plain, speculative
 from llamagen_jax.sampling.settings import SamplingSettings
 
 
@@ -24,6 +25,7 @@ def generate(
     settings: SamplingSettings | None = None,
     condition_mask: Bool[AnyArray, "B T"] | None = None,
     sample_ids: Integer[AnyArray, "B ..."] | list[int] | None = None,
+    draft: tuple[Llama, dict] | None = None,
     **fields,
 ) -> Int[Array, "B L"]:
     """Draws one code sequence per condition with a key-value cache, in one jitted call.
@@ -40,13 +42,15 @@ def generate(
       condition_mask: bool [B, T], False at padding; None for no padding.
       sample_ids: whole numbers [B] from 0 to 2^64 - 1, or their `seeds.halves`; 0 ... B-1 by
         default. Samples of equal id and condition are equal.
+      draft: a small generator of the same codes with its parameters, for the speculative decoder.
       **fields: of `SamplingSettings`; `seed` must be given in either way.
 
     Returns:
       int32 codes [B, L].
 
     Raises:
-      InputError: a sampling setting or a sample id is out of its range (the message names it).
+      InputError: a sampling setting or a sample id is out of its range (the message names it), or
+        the draft is missing, not used or does not fit.
     """
     if settings is None:
         settings = SamplingSettings(**fields)
@@ -56,7 +60,38 @@ def generate(
     if sample_ids is None:
         sample_ids = jnp.arange(condition.shape[0])
     keys = sample_keys(settings.seed, sample_ids)
-    return plain.decode(model, params, condition, condition_mask, keys, settings)
+    rows = model, params, condition, condition_mask, keys, settings
+    decoder = choose_decoder(settings, condition.shape[0], draft is not None)
+    if model.config.code_length == 1 or decoder == "plain":
+        return plain.decode(*rows)
+    if decoder == "jacobi":
+        return jacobi.decode(*rows).codes
+    return speculative.decode(*rows, draft).codes
+
+
+def choose_decoder(settings: SamplingSettings, num_samples: int, has_draft: bool) -> str:
+    """The decoder's name; for "auto" one that guesses where it is for a single sample.
+
+    A single sample's pass is bound by reading the weights, so that more codes cost it little;
+    larger batches are bound by arithmetic, which guesses multiply.
+
+    Raises:
+      InputError: the decoder needs a draft and has none, or has one that it does not use.
+    """
+    decoder = settings.decoder
+    if decoder == "speculative" and not has_draft:
+        raise InputError(
+            "the speculative decoder needs a draft: name a small generator as the draft"
+        )
+    if has_draft and decoder not in ("speculative", "auto"):
+        raise InputError(
+            f"the decoder '{decoder}' uses no draft: leave the draft out, or choose 'speculative'"
+        )
+    if decoder != "auto":
+        return decoder
+    if num_samples > 1:
+        return "plain"
+    return "speculative" if has_draft else "jacobi"
 
 
 def sample_keys(seed: int, sample_ids: Integer[AnyArray, "B ..."] | list[int]) -> jax.Array:

@@ -3,6 +3,7 @@
 import argparse
 
 from llamagen_jax import commands
+from llamagen_jax.sampling.settings import DECODERS
 
 # Fields that are options.
 SETTINGS = (
@@ -13,6 +14,7 @@ SETTINGS = (
     "top_k",
     "top_p",
     "greedy",
+    "decoder",
 )
 
 
@@ -39,3 +41,15 @@ def add_settings(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--top-p", type=commands.number, default=1.0, help="1 keeps all codes (1)")
     parser.add_argument("--greedy", action="store_true", help="always the most probable code")
+    parser.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default="plain",
+        help="plain draws code by code; jacobi and, with a --draft, speculative draw the same "
+        "images in fewer passes, which pays for few images at a time; auto chooses (plain)",
+    )
+    parser.add_argument(
+        "--draft",
+        type=commands.path,
+        help="for the speculative decoder: a small generator of the same codes",
+    )

@@ -5,7 +5,7 @@ import dataclasses
 from llamagen_jax import seeds
 from llamagen_jax.errors import InputError, check_finite, nearest
 
-DECODERS = ("plain",)
+DECODERS = ("plain", "jacobi", "speculative", "auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,9 @@ class SamplingSettings:
       top_p: keep the most probable codes up to and including the one that brings their
         probability over top_p; 1 keeps all.
       greedy: take the most probable code; temperature and filters then change nothing.
-      decoder: one of `DECODERS`.
+      decoder: one of `DECODERS`, all of which draw the same samples: "plain" code by code, "jacobi"
+        and "speculative" several per pass of the model, the latter with a draft; "auto" takes the
+        one that pays for the batch, see `generate.choose_decoder`.
 
     Raises:
       InputError: a value is out of its range (the message names it).

@@ -1,0 +1,98 @@
+"""What every decoder does in the same way: the prefill, and drawing codes from logits.
+
+Axes: B samples, L codes, T condition tokens, V vocabulary; rows are B, or 2B with guidance:
+conditional, then null.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
+
+from llamagen_jax.models.layers import AnyArray
+from llamagen_jax.models.llama import Cache
+from llamagen_jax.models.llama_config import LlamaConfig
+from llamagen_jax.sampling.filters import filter_logits, guide
+from llamagen_jax.sampling.settings import SamplingSettings
+
+
+class Program(NamedTuple):
+    """What of the settings another program is compiled for."""
+
+    num_guided: int
+    top_k: int
+    filter_top_p: bool
+    greedy: bool
+
+
+class Numbers(NamedTuple):
+    """What of the settings a program takes as it runs."""
+
+    guidance_scale: float
+    temperature: float
+    top_p: float
+
+
+def split_settings(settings: SamplingSettings, config: LlamaConfig) -> tuple[Program, Numbers]:
+    """The settings for a model, by when they are needed."""
+    program = Program(
+        num_guided=settings.num_guided(config.code_length),
+        top_k=min(settings.top_k, config.vocab_size),
+        filter_top_p=settings.top_p < 1,
+        greedy=settings.greedy,
+    )
+    return program, Numbers(settings.guidance_scale, settings.temperature, settings.top_p)
+
+
+def prefill(
+    apply: Callable,
+    cache: Cache,
+    condition: Shaped[AnyArray, "B ..."],
+    condition_mask: Bool[AnyArray, "B T"] | None,
+) -> tuple[Float[Array, "rows V"], Cache]:
+    """Feeds the condition, and below it the null condition where the empty cache has 2B rows.
+
+    Args:
+      apply: of the model with its variables.
+
+    Returns:
+      float32 logits of the first code [rows, V], and the cache with the condition's positions.
+    """
+    B, drop, mask = condition.shape[0], None, condition_mask
+    if num_rows(cache) > B:
+        drop = jnp.repeat(jnp.array([False, True]), B)
+        condition = jnp.concatenate([condition, condition])
+        mask = None if mask is None else jnp.tile(mask, (2, 1))
+    x = apply(condition, mask, drop, method="embed_condition")
+    return apply(x, jnp.arange(x.shape[1])[None], mask, cache, method="extend")
+
+
+def num_rows(cache: Cache) -> int:
+    """Rows of the cache of a model whose layers are apart."""
+    return jax.tree.leaves(cache)[0].shape[0]
+
+
+def pick(
+    program: Program,
+    numbers: Numbers,
+    keys: Shaped[AnyArray, " B"],
+    logits: Float[AnyArray, "rows V"],
+    index: Integer[AnyArray, " B"],
+) -> Int[Array, " B"]:
+    """Draws code number `index` of each sample.
+
+    It is the greatest of the filtered logits plus Gumbel noise that (key, index) alone decide, so
+    equal logits give an equal code in whichever pass of whichever decoder.
+    """
+    if logits.shape[0] > keys.shape[0]:
+        cond, uncond = jnp.split(logits, 2)
+        guided = guide(cond, uncond, numbers.guidance_scale)
+        logits = jnp.where((index < program.num_guided)[:, None], guided, cond)
+    if program.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    top_p = numbers.top_p if program.filter_top_p else 1.0
+    logits = filter_logits(logits / numbers.temperature, program.top_k, top_p)
+    code_keys = jax.vmap(jax.random.fold_in)(keys, index)
+    return jax.vmap(jax.random.categorical)(code_keys, logits).astype(jnp.int32)
