@@ -66,6 +66,7 @@ def generate(
         return plain.decode(*rows)
     if decoder == "jacobi":
         return jacobi.decode(*rows).codes
+    assert draft is not None
     return speculative.decode(*rows, draft).codes
 
 

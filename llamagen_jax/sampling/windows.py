@@ -40,12 +40,12 @@ class Progress(NamedTuple):
       passes: int32 [B], passes of the model that the sample took, the prefill among them.
     """
 
-    codes: AnyArray
-    done: AnyArray
-    passes: AnyArray
+    codes: Array
+    done: Array
+    passes: Array
 
 
-def start(first: Integer[AnyArray, " B"], length: int) -> Progress:
+def start(first: Integer[Array, " B"], length: int) -> Progress:
     """After the prefill, which drew the first code; the guesses repeat it."""
     codes = jnp.broadcast_to(first[:, None], (len(first), length))
     return Progress(codes, jnp.ones_like(first), jnp.ones_like(first))
