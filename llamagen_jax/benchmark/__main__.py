@@ -121,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=commands.whole)
     option("--grid-size", 16, "side of the code grid that is decoded", type=commands.whole)
     option("--guidance-scale", 1.0, "of decoding", type=commands.number)
+    parser.add_argument(
+        "--weights",
+        type=commands.path,
+        default="",
+        help="a trained generator of classes for the parallel decoders (random weights)",
+    )
     parser.add_argument("--tiny", action="store_true", help="toy models, to prove that all runs")
     option(
         "--repeats",

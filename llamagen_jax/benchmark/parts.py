@@ -19,12 +19,15 @@ from PIL import Image
 from llamagen_jax import flops, sharding, zoo
 from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.sources import open_source
+from llamagen_jax.errors import InputError
 from llamagen_jax.evaluate.manifolds import manifold_hits
 from llamagen_jax.models import attention
 from llamagen_jax.models.inception import Inception
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
-from llamagen_jax.sampling.generate import generate
+from llamagen_jax.sampling import jacobi, plain
+from llamagen_jax.sampling.generate import generate, sample_keys
+from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.training import config_files, dry_run, generator, tokenizer
 from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining, from_mapping
 from llamagen_jax.training.task import Task
@@ -53,6 +56,8 @@ class Setting:
       repeats: timed calls.
       grid_size: side of the code grid that is decoded.
       guidance_scale: of decoding, see `SamplingSettings`.
+      weights: of `zoo.load`, a trained generator of classes for the parallel decoders; "" for
+        random weights.
       tiny: toys in the place of the models, which prove that all runs.
     """
 
@@ -64,6 +69,7 @@ class Setting:
     repeats: int
     grid_size: int = 16
     guidance_scale: float = 1.0
+    weights: str = ""
     tiny: bool = False
 
     @property
@@ -211,6 +217,38 @@ def _decode(bench: Bench) -> Iterator[Timing]:
     )
 
 
+def _decoders(bench: Bench) -> Iterator[Timing]:
+    """Of one image and of a batch of 8; how often guesses are right depends on the weights."""
+    s = bench.setting
+    model, params = zoo.load(s.weights) if s.weights else _llama(s, condition="class")
+    name = Path(s.weights).name if s.weights else f"{s.generator} {s.dtype} with random weights"
+    if model.config.condition != "class":
+        raise InputError(f"{s.weights} draws from prompts: give a generator of classes")
+    model, params = model.for_decoding(params)
+    params = jax.device_put(params)
+    settings = SamplingSettings(seed=0, guidance_scale=s.guidance_scale)
+    for count in (1, 8):
+        labels = np.arange(count) % model.config.num_classes
+        keys = sample_keys(0, np.arange(count))
+        arguments = model, params, labels, None, keys, settings
+        codes = count * model.config.code_length
+        yield bench.time(
+            "decode, plain",
+            f"{name}, {count} samples in {model.config.code_length} passes",
+            lambda arguments=arguments: plain.decode(*arguments),
+            count=codes,
+            unit="codes",
+        )
+        passes = np.asarray(jacobi.decode(*arguments).passes)
+        yield bench.time(
+            "decode, jacobi",
+            f"{name}, {count} samples in {passes.max()} passes, {passes.mean():.1f} on average",
+            lambda arguments=arguments: jacobi.decode(*arguments),
+            count=codes,
+            unit="codes",
+        )
+
+
 def _prefill(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
     model, params = _llama(s, condition="text", condition_length=_TEXT_TOKENS)
@@ -338,6 +376,7 @@ BENCHMARKS = {
     "train step, generator": _train_generator,
     "train step, tokenizer": _train_tokenizer,
     "decode": _decode,
+    "parallel decoders": _decoders,
     "prefill": _prefill,
     "images": _images,
     "compile": _compile,

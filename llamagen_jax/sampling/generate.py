@@ -16,6 +16,9 @@ from llamagen_jax.models.llama import Llama
 from llamagen_jax.sampling import jacobi, plain, speculative
 from llamagen_jax.sampling.settings import SamplingSettings
 
+# Bytes of weights that no cache holds.
+_LARGE = 2**27
+
 
 def generate(
     model: Llama,
@@ -61,7 +64,8 @@ def generate(
         sample_ids = jnp.arange(condition.shape[0])
     keys = sample_keys(settings.seed, sample_ids)
     rows = model, params, condition, condition_mask, keys, settings
-    decoder = choose_decoder(settings, condition.shape[0], draft is not None)
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    decoder = choose_decoder(settings, condition.shape[0], weights, draft is not None)
     if model.config.code_length == 1 or decoder == "plain":
         return plain.decode(*rows)
     if decoder == "jacobi":
@@ -70,11 +74,19 @@ def generate(
     return speculative.decode(*rows, draft).codes
 
 
-def choose_decoder(settings: SamplingSettings, num_samples: int, has_draft: bool) -> str:
-    """The decoder's name; for "auto" one that guesses where it is for a single sample.
+def choose_decoder(
+    settings: SamplingSettings, num_samples: int, weights: int, has_draft: bool
+) -> str:
+    """The decoder's name; for "auto" one that guesses where that pays, else "plain".
 
-    A single sample's pass is bound by reading the weights, so that more codes cost it little;
-    larger batches are bound by arithmetic, which guesses multiply.
+    It pays for a single sample of a generator whose weights do not fit in a processor's caches: a
+    pass is then bound by reading them, so that more codes cost it little. Larger batches are bound
+    by arithmetic, which guesses multiply, and small generators by the number of operations.
+
+    Args:
+      num_samples: drawn at a time.
+      weights: bytes of the parameters.
+      has_draft: whether there is a small generator that guesses.
 
     Raises:
       InputError: the decoder needs a draft and has none, or has one that it does not use.
@@ -90,7 +102,7 @@ def choose_decoder(settings: SamplingSettings, num_samples: int, has_draft: bool
         )
     if decoder != "auto":
         return decoder
-    if num_samples > 1:
+    if num_samples > 1 or weights < _LARGE:
         return "plain"
     return "speculative" if has_draft else "jacobi"
 

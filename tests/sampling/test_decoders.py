@@ -10,7 +10,7 @@ from scipy import stats
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.sampling import jacobi, windows
-from llamagen_jax.sampling.generate import generate, sample_keys
+from llamagen_jax.sampling.generate import choose_decoder, generate, sample_keys
 from llamagen_jax.sampling.settings import SamplingSettings
 
 SETTINGS = {"seed": 5, "guidance_scale": 2.0, "top_k": 20, "top_p": 0.9, "temperature": 1.2}
@@ -69,7 +69,9 @@ def small():
     random = [
         leaf + 0.5 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
     ]
-    return model, jax.tree.unflatten(tree, random)
+    params = jax.tree.unflatten(tree, random)
+    # So that guidance leaves many sequences with a chance.
+    return model, params | {"output": 0.4 * params["output"]}
 
 
 def _p_value(model, params, settings, codes):
@@ -100,7 +102,7 @@ def _p_value(model, params, settings, codes):
     return stats.chi2.sf(statistic, len(counts) - 1)
 
 
-@pytest.mark.parametrize("changes", [{"guidance_scale": 1.0}, {"top_k": 3}, {"top_p": 0.8}])
+@pytest.mark.parametrize("changes", [{"guidance_scale": 1.0}, {"top_k": 3}, {"top_p": 0.9}])
 def test_sequences_follow_the_distribution_and_wrong_acceptance_does_not(
     small, changes, monkeypatch
 ):
@@ -130,3 +132,11 @@ def test_draft_that_is_missing_or_does_not_fit_is_named(model_and_params, draft,
         draw(decoder="jacobi", draft=draft)
     with pytest.raises(InputError, match="draft's vocab_size is 4 but the generator's 32"):
         draw(decoder="speculative", draft=small)
+
+
+def test_auto_guesses_where_it_pays():
+    settings = SamplingSettings(seed=0, decoder="auto")
+    assert choose_decoder(settings, 1, 2**28, has_draft=False) == "jacobi"
+    assert choose_decoder(settings, 1, 2**28, has_draft=True) == "speculative"
+    assert choose_decoder(settings, 2, 2**28, has_draft=False) == "plain"
+    assert choose_decoder(settings, 1, 2**20, has_draft=True) == "plain"
