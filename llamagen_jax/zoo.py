@@ -16,7 +16,8 @@ from llamagen_jax.weights.kinds import build, kind_named, make_config
 from llamagen_jax.weights.mapping import from_torch
 from llamagen_jax.weights.published import MODELS, PUBLISHED, check_published
 from llamagen_jax.weights.shapes import check_params
-from llamagen_jax.weights.torch_files import SUFFIXES, open_folder, read_torch
+from llamagen_jax.weights.tensor_files import read_tensors
+from llamagen_jax.weights.torch_files import SUFFIXES, open_folder
 
 __all__ = ["MODELS", "PUBLISHED", "build", "load", "load_folder"]
 
@@ -56,7 +57,7 @@ def load(
     else:
         source = _locate(name, local_path(path))
     if source.is_file():
-        return _from_tensors(read_torch(source)[0], source, name)
+        return _from_tensors(read_tensors(source)[0], source, name)
     model, params = load_folder(source)
     if name is not None:
         check_published(name, model.config, source)

@@ -17,7 +17,8 @@ from llamagen_jax.weights import export
 from llamagen_jax.weights.infer import format_of, infer_config
 from llamagen_jax.weights.kinds import describe
 from llamagen_jax.weights.mapping import layout_of
-from llamagen_jax.weights.torch_files import SUFFIXES, Tensor, read_torch, write_torch
+from llamagen_jax.weights.tensor_files import read_tensors
+from llamagen_jax.weights.torch_files import SUFFIXES, Tensor, write_torch
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def _convert(src: Path, dst: Path, ema: bool, grid_size: int | None, n_heads: in
         leaves = flatten_dict(params, sep="/").items()
         param_views = {path: Tensor.of(leaf) for path, leaf in leaves}
     else:
-        tensors, key = read_torch(src, ema)
+        tensors, key = read_tensors(src, ema)
         print(f"{src}: taking the weights {f'under {key!r}' if key else 'it holds directly'}")
         config = infer_config(tensors, src, grid_size=grid_size, n_heads=n_heads)
         file_format = format_of(config, tensors)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
 from llamagen_jax.errors import check_finite
+from llamagen_jax.models.codebook import Codebook, check_sides, l2_normalize
 from llamagen_jax.models.layers import AnyArray
 
 # PyTorch's default for convolutions: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -105,7 +106,9 @@ class VQGAN(nn.Module):
         c = self.config
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
-        self.quantizer = Quantizer(c)
+        self.quantizer = Quantizer(
+            c.codebook_size, c.codebook_dim, c.l2_normalize, c.commitment_weight, c.entropy_weight
+        )
         self.quant_conv = _conv(c.codebook_dim, 1, c)
         self.post_quant_conv = _conv(c.z_channels, 1, c)
 
@@ -131,12 +134,7 @@ class VQGAN(nn.Module):
         return self._pixels(self.quantizer.embed(codes))
 
     def _latents(self, images):
-        for side in images.shape[1:3]:
-            if side % self.config.downsampling:
-                raise ValueError(
-                    f"image side {side} is not divisible by the tokenizer's downsampling "
-                    f"of {self.config.downsampling}"
-                )
+        check_sides(images, self.config.downsampling)
         if self.config.unit_pixels:
             images = (images + 1) / 2
         return self.quant_conv(self.encoder(images)).astype(jnp.float32)
@@ -146,41 +144,15 @@ class VQGAN(nn.Module):
         return 2 * images - 1 if self.config.unit_pixels else images
 
 
-class Quantizer(nn.Module):
-    """Nearest-neighbour look-up in the codebook, in float32 whatever the compute dtype.
+class Quantizer(Codebook):
+    """The codebook with its losses.
 
     The original runs the distances in bf16 under autocast, which changes about 6 % of the codes on
     random latents; here they take the highest matmul precision.
     """
 
-    config: VQGANConfig
-
-    def setup(self):
-        c = self.config
-
-        def init(key, shape):
-            codebook = jax.random.uniform(key, shape, minval=-1 / shape[0], maxval=1 / shape[0])
-            return _l2_normalize(codebook) if c.l2_normalize else codebook
-
-        self.codebook = self.param("codebook", init, (c.codebook_size, c.codebook_dim))
-
-    def _entries(self):
-        return _l2_normalize(self.codebook) if self.config.l2_normalize else self.codebook
-
-    def _scores(self, latents):
-        """Float32 [..., K]: minus half the squared distance to each entry, up to a row constant."""
-        entries = self._entries()
-        products = jnp.dot(latents, entries.T, precision=jax.lax.Precision.HIGHEST)
-        return products - 0.5 * jnp.sum(entries**2, axis=-1)
-
-    def nearest(self, prequant: Float[AnyArray, "*place E"]) -> Int[Array, "*place"]:
-        """Latents, float [..., E], to the int32 index [...] of the nearest codebook entry."""
-        latents = _l2_normalize(prequant) if self.config.l2_normalize else prequant
-        return jnp.argmax(self._scores(latents), axis=-1).astype(jnp.int32)
-
-    def embed(self, codes: Integer[Array, "*place"]) -> Float[Array, "*place E"]:
-        """Codes, int [...], to float32 entries [..., E] of the (normalised) codebook."""
-        return self._entries()[codes]
+    commitment_weight: float
+    entropy_weight: float
 
     def __call__(
         self, prequant: Float[Array, "B h w E"]
@@ -195,17 +167,16 @@ class Quantizer(nn.Module):
           quantized [B, h, w, E] with straight-through gradient, codes int32 [B, h, w], and the
           three scalar losses (vq, commitment, entropy) of `VQGANOutput`.
         """
-        c = self.config
-        latents = _l2_normalize(prequant) if c.l2_normalize else prequant
-        scores = self._scores(latents)
+        latents = l2_normalize(prequant) if self.l2_normalize else prequant
+        scores = self.scores(latents)
         codes = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         entries = self.embed(codes)
         stop = jax.lax.stop_gradient
         vq_loss = jnp.mean((entries - stop(latents)) ** 2)
-        commitment_loss = c.commitment_weight * jnp.mean((stop(entries) - latents) ** 2)
+        commitment_loss = self.commitment_weight * jnp.mean((stop(entries) - latents) ** 2)
         entropy_loss = jnp.zeros(())
-        if c.entropy_weight:
-            entropy_loss = c.entropy_weight * _entropy_loss(2 * scores)
+        if self.entropy_weight:
+            entropy_loss = self.entropy_weight * _entropy_loss(2 * scores)
         quantized = latents + stop(entries - latents)
         return quantized, codes, (vq_loss, commitment_loss, entropy_loss)
 
@@ -328,10 +299,6 @@ def _conv(channels, kernel, c: VQGANConfig, *, name=None, strides=1, padding: An
 
 def _norm(c: VQGANConfig, name: str):
     return nn.GroupNorm(32, epsilon=1e-6, dtype=jnp.dtype(c.dtype), name=name)
-
-
-def _l2_normalize(x):
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-24))
 
 
 def _entropy_loss(affinities):

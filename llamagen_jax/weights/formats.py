@@ -1,6 +1,7 @@
 """What a format of weight files is: the files in which one code base keeps one kind of model."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,5 +50,5 @@ class Format:
 
 def count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     """Number of modules in the list whose names start with `prefix`."""
-    indices = [int(n.removeprefix(prefix).split(".")[0]) for n in shapes if n.startswith(prefix)]
+    indices = [int(m[1]) for n in shapes if (m := re.match(rf"{re.escape(prefix)}(\d+)", n))]
     return 1 + max(indices, default=-1)

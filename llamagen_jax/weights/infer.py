@@ -6,13 +6,20 @@ from pathlib import Path
 import numpy as np
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.weights import diffusers, llamagen, taming
+from llamagen_jax.weights import diffusers, llamagen, maskgit, taming
 from llamagen_jax.weights.formats import Format, Hints
 from llamagen_jax.weights.kinds import Config
 from llamagen_jax.weights.published import PUBLISHED, check_published
 
 # The first of a kind is the one that its models are written in.
-FORMATS = (llamagen.LLAMA, llamagen.VQGAN, taming.VQGAN, diffusers.VQGAN, diffusers.KL_VAE)
+FORMATS = (
+    llamagen.LLAMA,
+    llamagen.VQGAN,
+    taming.VQGAN,
+    maskgit.VQGAN,
+    diffusers.VQGAN,
+    diffusers.KL_VAE,
+)
 
 
 def infer_config(

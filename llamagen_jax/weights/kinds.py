@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.kl_vae import KLVAE, KLVAEConfig
 from llamagen_jax.models.llama import Llama, LlamaConfig
+from llamagen_jax.models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 
-Model = Llama | VQGAN | KLVAE
-Config = LlamaConfig | VQGANConfig | KLVAEConfig
+Model = Llama | VQGAN | MaskGITVQGAN | KLVAE
+Config = LlamaConfig | VQGANConfig | MaskGITVQGANConfig | KLVAEConfig
 C = TypeVar("C")
 
 
@@ -47,7 +48,7 @@ def _llama_inputs(config: LlamaConfig) -> tuple:
     return jnp.zeros((1, 1), int), jnp.zeros((1, config.condition_length, config.caption_dim))
 
 
-def _tokenizer_inputs(config: VQGANConfig | KLVAEConfig) -> tuple:
+def _tokenizer_inputs(config: VQGANConfig | MaskGITVQGANConfig | KLVAEConfig) -> tuple:
     return (jnp.zeros((1, config.downsampling, config.downsampling, 3)),)
 
 
@@ -64,6 +65,13 @@ KINDS = (
         module=VQGAN,
         role="tokenizer",
         description="tokenizer",
+        inputs=_tokenizer_inputs,
+    ),
+    Kind(
+        config=MaskGITVQGANConfig,
+        module=MaskGITVQGAN,
+        role="tokenizer",
+        description="tokenizer of MaskGIT",
         inputs=_tokenizer_inputs,
     ),
     Kind(

@@ -8,6 +8,7 @@ from typing import Any
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.kl_vae import KLVAEConfig
 from llamagen_jax.models.llama import LlamaConfig
+from llamagen_jax.models.maskgit_vqgan import MaskGITVQGANConfig
 from llamagen_jax.models.vqgan import VQGANConfig
 from llamagen_jax.weights.kinds import Config, describe
 
@@ -166,6 +167,15 @@ PUBLISHED = {
     ),
     "taming_f16_16384": _taming(
         16384, 76_000_000, "https://heibox.uni-heidelberg.de/d/a7530b09fed84f80a887/", 4.98
+    ),
+    "maskgit_f16_1024": Published(
+        config=MaskGITVQGANConfig(),
+        repository=None,
+        file="tokenizer_imagenet256_checkpoint",
+        page="https://storage.googleapis.com/maskgit-public/checkpoints/",
+        parameters=55_000_000,
+        rfid={256: 2.28},
+        source="README of github.com/google-research/maskgit",
     ),
     "amused_f16_8192": Published(
         config=_AMUSED,
