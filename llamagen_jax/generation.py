@@ -28,6 +28,12 @@ from llamagen_jax.weights import export, kinds
 _DEFAULTS = {"class": {}, "text": {"guidance_scale": 7.5, "top_k": 1000}}
 
 
+def settings_for(config: LlamaConfig, **fields: Any) -> SamplingSettings:
+    """Settings with those fields that are not None, and else what suits the condition."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return SamplingSettings(**(_DEFAULTS[config.condition] | given))
+
+
 class Samples(NamedTuple):
     """Codes, int32 [B, L], and the uint8 images [B, H, W, 3] that they decode to."""
 
@@ -93,13 +99,17 @@ class ImageGenerator:
         tokenizer: str,
         text_encoder: str | None = None,
         draft: str | None = None,
+        dtype: str | None = None,
     ) -> "ImageGenerator":
         """Opens what `zoo.load` finds under these names or paths.
+
+        Args:
+          dtype: that the transformers compute in; None for that of their configurations.
 
         Raises:
           InputError: a model is missing, damaged or of another kind, or the two do not fit.
         """
-        model, params = _load_generator(name)
+        model, params = _load_generator(name, dtype)
         opened = open_tokenizer(tokenizer)
         _check_fit(name, model.config, tokenizer, opened)
         class_names = tuple(export.recorded(name).get("class_names", ()))
@@ -112,7 +122,7 @@ class ImageGenerator:
         params, opened = jax.device_put((params, opened), everywhere)
         opened_draft = None
         if draft:
-            draft_model, draft_params = _load_generator(draft)
+            draft_model, draft_params = _load_generator(draft, dtype)
             speculative.check_draft(model.config, draft_model.config)
             draft_model, draft_params = draft_model.for_decoding(draft_params)
             opened_draft = draft_model, jax.device_put(draft_params, everywhere)
@@ -123,9 +133,8 @@ class ImageGenerator:
         return self.model.config
 
     def settings(self, **fields: Any) -> SamplingSettings:
-        """Settings with those fields that are not None, and else what suits the condition."""
-        given = {name: value for name, value in fields.items() if value is not None}
-        return SamplingSettings(**(_DEFAULTS[self.config.condition] | given))
+        """Of `settings_for` this generator."""
+        return settings_for(self.config, **fields)
 
     def labels(self, wanted: Sequence[str]) -> np.ndarray:
         """Labels, int32 [N], of class numbers or names; InputError where one is none."""
@@ -184,10 +193,12 @@ class ImageGenerator:
             yield Samples(*(rows[: len(numbers) - begin] for rows in samples))
 
 
-def _load_generator(name: str) -> tuple[Llama, dict]:
+def _load_generator(name: str, dtype: str | None) -> tuple[Llama, dict]:
     model, params = zoo.load(name)
     if kinds.kind_of(model.config).role != "generator":
         raise InputError(f"{name} is a {kinds.describe(model.config)}; expected a transformer")
+    if dtype:
+        model = Llama(dataclasses.replace(model.config, dtype=dtype))
     return model, params
 
 

@@ -7,6 +7,7 @@ python sample.py --generator t2i_XL_stage2_512.pt --tokenizer vq_ds16_t2i.pt \\
 """
 
 import argparse
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from tqdm import tqdm
 from llamagen_jax import commands, compilation_cache, zoo
 from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.files import staged
-from llamagen_jax.generation import ImageGenerator, Samples
+from llamagen_jax.generation import ImageGenerator, Samples, settings_for
 from llamagen_jax.images import captioned_grid, grid, save_png
 from llamagen_jax.interruption import told_kept
-from llamagen_jax.models.llama import LlamaConfig
+from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.sample_folders import (
     LAYOUTS,
     check_layout,
@@ -30,6 +31,7 @@ from llamagen_jax.sample_folders import (
     write_numbered,
 )
 from llamagen_jax.sample_parts import SampleParts, write_npz
+from llamagen_jax.sampling import dry_run
 from llamagen_jax.sampling.options import SETTINGS, add_settings
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts, read_prompts
@@ -53,6 +55,9 @@ def run(args: argparse.Namespace) -> None:
     """Loads, samples and writes; InputError says in one line what is wrong with `args`."""
     with naming("--generator"):
         zoo.check_known(args.generator)
+    if args.dry_run:
+        print(_dry_run(args))
+        return
     recorded = export.recorded(args.generator)
     tokenizer = args.tokenizer or recorded.get("tokenizer")
     text_encoder = args.text_encoder or recorded.get("text_encoder")
@@ -63,7 +68,9 @@ def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts or []
     if args.prompt_file or args.prompts:
         check_prompts(prompts, args.prompt_file or "--prompts")
-    generator = ImageGenerator.open(args.generator, tokenizer, text_encoder or None, args.draft)
+    generator = ImageGenerator.open(
+        args.generator, tokenizer, text_encoder or None, args.draft, args.dtype
+    )
     is_text = generator.config.condition == "text"
     _check_condition(args, generator.config, text_encoder)
     settings = generator.settings(**{name: getattr(args, name) for name in SETTINGS})
@@ -85,6 +92,20 @@ def run(args: argparse.Namespace) -> None:
     if suffix != ".png":
         parts.remove()
     print(f"wrote {len(repeated)} images to {output}")
+
+
+def _dry_run(args: argparse.Namespace) -> str:
+    """Of the generator alone; a published one is not fetched for it."""
+    if args.generator in zoo.PUBLISHED and not Path(args.generator).exists():
+        config = zoo.PUBLISHED[args.generator].config
+    else:
+        config = zoo.load(args.generator)[0].config
+    if not isinstance(config, LlamaConfig):
+        raise InputError(f"{args.generator} is a {describe(config)}; expected a transformer")
+    if args.dtype:
+        config = dataclasses.replace(config, dtype=args.dtype)
+    settings = settings_for(config, **{name: getattr(args, name) for name in SETTINGS})
+    return dry_run.report(Llama(config), args.batch_size, settings)
 
 
 def _labels(wanted: list[str] | None, generator: ImageGenerator) -> np.ndarray:
@@ -177,6 +198,16 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     add_settings(how)
     how.add_argument("--batch-size", type=commands.whole, default=32, help="images at a time (32)")
+    how.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="that the transformer computes in (as it was trained)",
+    )
+    how.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the memory that a batch takes, by the compiler's analysis; draw nothing",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output",

@@ -15,7 +15,10 @@ from PIL import Image
 
 import llamagen_jax as lg
 from llamagen_jax import generation, sample, seeds, zoo
+from llamagen_jax.sampling import dry_run
+from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.weights import export
+from llamagen_jax.weights.shapes import param_shapes
 
 # Configurations that the tensors tell in full.
 CLASS = dataclasses.replace(tiny.LLAMA_CONFIG, num_classes=1000, multiple_of=96)
@@ -127,6 +130,47 @@ def test_images_do_not_depend_on_the_batch_size(models, tmp_path):
     np.testing.assert_allclose(a["arr_0"].astype(int), b["arr_0"], atol=1)
     run(*models, "--seed", "1", "--output", tmp_path / "a.npz")
     assert not np.array_equal(read(tmp_path / "a.npz")["codes"], b["codes"])
+
+
+def test_every_decoder_draws_the_same_images(models, tmp_path):
+    draft = write_export(
+        tmp_path / "draft", dataclasses.replace(tiny.LLAMA_CONFIG, n_layers=1, dim=16)
+    )
+    codes = []
+    for options in (["plain"], ["jacobi"], ["speculative", "--draft", draft], ["auto"]):
+        output = tmp_path / f"{options[0]}.npz"
+        run(*models, "--decoder", *options, "--guidance-scale", "2", "--output", output)
+        codes.append(read(output)["codes"])
+    for others in codes[1:]:
+        np.testing.assert_array_equal(others, codes[0])
+    assert "needs a draft" in fails(*models, "--decoder", "speculative")
+    assert "'plain' uses no draft" in fails(*models, "--draft", draft)
+
+
+def test_a_dry_run_tells_the_memory_and_draws_nothing(models, tmp_path, capsys):
+    options = ["--batch-size", "4", "--guidance-scale", "2", "--dtype", "bfloat16", "--dry-run"]
+    run(*models, *options, "--output", tmp_path / "a.png")
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "a.png").exists()
+    assert [line.split()[0] for line in printed.splitlines()] == [
+        "GiB",
+        "weights",
+        "cache",
+        "the",
+        "peak",
+        "peak,",
+    ]
+    assert "expected a transformer" in fails(*models, "--generator", models[3], "--dry-run")
+
+
+def test_memory_is_that_of_weights_and_cache():
+    config = dataclasses.replace(zoo.MODELS["GPT-B"], n_layers=2)
+    settings = SamplingSettings(0, guidance_scale=2.0, top_k=2000)
+    memory = dry_run.analyse(zoo.build(config), 4, settings)
+    parameters = sum(np.prod(shape) for shape in param_shapes(config).values())
+    assert memory["weights"] == 4 * parameters
+    assert memory["cache"] == 4 * 2 * 8 * 12 * 257 * 64 * 2
+    assert memory["peak"] < 1.15 * (memory["weights"] + memory["cache"])
 
 
 @pytest.mark.parametrize("output", ["a.npz", "folder"])
