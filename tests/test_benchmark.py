@@ -67,7 +67,7 @@ def test_configs_are_the_papers_with_the_setting_in_place():
     ("arguments", "message"),
     [
         (["--generator", "GPT-XLL"], "there is no model 'GPT-XLL'; did you mean 'GPT-XL'"),
-        (["--only", "sampling"], "no benchmark is called 'sampling': train step"),
+        (["--only", "naming"], "no benchmark is called 'naming': train step"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):

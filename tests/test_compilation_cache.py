@@ -8,6 +8,7 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from llamagen_jax import compilation_cache
 
 SETTINGS = (
+    "jax_enable_compilation_cache",
     "jax_compilation_cache_dir",
     "jax_compilation_cache_max_size",
     "jax_persistent_cache_min_compile_time_secs",
@@ -26,6 +27,7 @@ def restored():
 def test_programs_are_kept_in_the_users_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", True)
     jax_cache.reset_cache()
     compilation_cache.enable()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

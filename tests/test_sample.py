@@ -233,7 +233,7 @@ def test_images_are_not_held_at_once(models, tmp_path, monkeypatch):
     """All of them would be 25 MB."""
     images = np.zeros((8, 32, 32, 3), np.uint8)
 
-    def generate(model, params, tokenizer, condition, settings, *, size, sample_ids):
+    def generate(model, params, tokenizer, condition, settings, **rows):
         codes = np.zeros((len(condition), model.config.code_length), np.int32)
         return generation.Samples(codes, images[: len(condition)])
 
@@ -409,7 +409,7 @@ def test_pngs_hold_the_settings(models, text_models, tmp_path):
     run(*options, "--output", tmp_path / "a.png")
     run(*options, "--output", tmp_path / "a.npz")
     expected = {"seed": "3", "guidance_scale": "7.5", "top_k": "1000", "top_p": "1.0"}
-    expected |= {"temperature": "1.0", "greedy": "False", "generator": "t2i"}
+    expected |= {"temperature": "1.0", "greedy": "False", "decoder": "plain", "generator": "t2i"}
     paths = sorted((tmp_path / "folder").iterdir())
     assert [path.name for path in paths] == ["000000.png", "000001.png"]
     for i, (path, image) in enumerate(zip(paths, read(tmp_path / "a.npz")["arr_0"], strict=True)):

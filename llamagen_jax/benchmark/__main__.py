@@ -124,8 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         type=commands.path,
-        default="",
-        help="a trained generator of classes for the parallel decoders (random weights)",
+        help="a trained generator of classes for parallel sampling (random weights)",
     )
     parser.add_argument("--tiny", action="store_true", help="toy models, to prove that all runs")
     option(

@@ -56,7 +56,7 @@ class Setting:
       repeats: timed calls.
       grid_size: side of the code grid that is decoded.
       guidance_scale: of decoding, see `SamplingSettings`.
-      weights: of `zoo.load`, a trained generator of classes for the parallel decoders; "" for
+      weights: of `zoo.load`, a trained generator of classes for parallel sampling; None for
         random weights.
       tiny: toys in the place of the models, which prove that all runs.
     """
@@ -69,7 +69,7 @@ class Setting:
     repeats: int
     grid_size: int = 16
     guidance_scale: float = 1.0
-    weights: str = ""
+    weights: str | None = None
     tiny: bool = False
 
     @property
@@ -217,7 +217,7 @@ def _decode(bench: Bench) -> Iterator[Timing]:
     )
 
 
-def _decoders(bench: Bench) -> Iterator[Timing]:
+def _parallel(bench: Bench) -> Iterator[Timing]:
     """Of one image and of a batch of 8; how often guesses are right depends on the weights."""
     s = bench.setting
     model, params = zoo.load(s.weights) if s.weights else _llama(s, condition="class")
@@ -376,7 +376,7 @@ BENCHMARKS = {
     "train step, generator": _train_generator,
     "train step, tokenizer": _train_tokenizer,
     "decode": _decode,
-    "parallel decoders": _decoders,
+    "parallel sampling": _parallel,
     "prefill": _prefill,
     "images": _images,
     "compile": _compile,

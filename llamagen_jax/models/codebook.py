@@ -1,13 +1,16 @@
-"""What image tokenizers share: the codebook, and which sides of images they take.
+"""What image tokenizers share: the codebook, which sides of images they take, and sizes.
 
 Axes: B batch, H W pixels, E code width, K codebook entries.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
+from llamagen_jax.errors import check_finite
 from llamagen_jax.models.layers import AnyArray
 
 
@@ -66,3 +69,27 @@ def check_sides(images: Float[AnyArray, "B H W 3"], downsampling: int) -> None:
                 f"image side {side} is not divisible by the tokenizer's downsampling "
                 f"of {downsampling}"
             )
+
+
+def check_sizes(config: Any, *positive: str) -> None:
+    """Raises ValueError unless a tokenizer's configuration describes a possible model.
+
+    It names the field that is wrong.
+
+    Args:
+      config: with base_channels, channel_multipliers and dtype.
+      positive: its fields that must be above 0.
+    """
+    check_finite(config)
+    if config.base_channels < 1 or config.base_channels % 32:
+        raise ValueError(
+            f"base_channels={config.base_channels} must be a positive multiple of 32 "
+            "(GroupNorm groups)"
+        )
+    if not config.channel_multipliers or min(config.channel_multipliers) < 1:
+        raise ValueError(f"channel_multipliers={config.channel_multipliers} must be positive")
+    for field in positive:
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field}={getattr(config, field)} must be positive")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={config.dtype!r} must be 'float32' or 'bfloat16'")

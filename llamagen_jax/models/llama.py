@@ -161,14 +161,15 @@ class Llama(nn.Module):
           positions: int [B or 1, Q], of every row's own, the condition first: 0 ... T + L - 1.
             Without a cache they are 0 ... Q - 1.
           condition_mask: bool [B, T], False at padding; None for no padding.
-          cache: keys and values of earlier positions from `init_cache`, or None.
+          cache: keys and values of earlier positions from `init_cache`, or None. Only what it has
+            room for is attended to, and read.
           train: apply dropout.
 
         Returns:
           [B, Q, D] before the last norm, and the cache with these positions filled in.
         """
         c = self.config
-        num_keys = x.shape[1] if cache is None else c.condition_length + c.code_length
+        num_keys = x.shape[1] if cache is None else jax.tree.leaves(cache)[0].shape[-2]
         valid = key_validity(condition_mask, num_keys)
         table = rope_table(
             c.grid,
@@ -224,10 +225,15 @@ class Llama(nn.Module):
 
         return self.clone(scan_layers=False), jax.tree.map(cast, unstack_layers(params))
 
-    def init_cache(self, batch_size: int) -> Cache:
-        """An empty cache: one of stacked leaves, or one for each layer where they are apart."""
+    def init_cache(self, batch_size: int, num_keys: int | None = None) -> Cache:
+        """An empty cache: one of stacked leaves, or one for each layer where they are apart.
+
+        Args:
+          num_keys: positions that it has room for; None for all.
+        """
         c = self.config
-        shape = (batch_size, c.kv_heads, c.condition_length + c.code_length, c.head_dim)
+        num_keys = num_keys or c.condition_length + c.code_length
+        shape = (batch_size, c.kv_heads, num_keys, c.head_dim)
 
         def empty(shape):
             return KVCache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))

@@ -12,8 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
-from llamagen_jax.errors import check_finite
-from llamagen_jax.models.codebook import Codebook, check_sides
+from llamagen_jax.models.codebook import Codebook, check_sides, check_sizes
 from llamagen_jax.models.layers import AnyArray
 
 
@@ -33,21 +32,9 @@ class MaskGITVQGANConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_finite(self)
         # Of JSON they are a list.
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        if self.base_channels < 1 or self.base_channels % 32:
-            raise ValueError(
-                f"base_channels={self.base_channels} must be a positive multiple of 32 "
-                "(GroupNorm groups)"
-            )
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(f"channel_multipliers={self.channel_multipliers} must be positive")
-        for field in ("num_res_blocks", "codebook_size", "codebook_dim"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be positive")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
+        check_sizes(self, "num_res_blocks", "codebook_size", "codebook_dim")
 
     @property
     def downsampling(self) -> int:

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
-from llamagen_jax.errors import check_finite
-from llamagen_jax.models.codebook import Codebook, check_sides, l2_normalize
+from llamagen_jax.models.codebook import Codebook, check_sides, check_sizes, l2_normalize
 from llamagen_jax.models.layers import AnyArray
 
 # PyTorch's default for convolutions: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -50,26 +49,14 @@ class VQGANConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_finite(self)
         # Of JSON they are a list.
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        if self.base_channels < 1 or self.base_channels % 32:
-            raise ValueError(
-                f"base_channels={self.base_channels} must be a positive multiple of 32 "
-                "(GroupNorm groups)"
-            )
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(f"channel_multipliers={self.channel_multipliers} must be positive")
-        for field in ("num_res_blocks", "z_channels", "codebook_size", "codebook_dim"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be positive")
+        check_sizes(self, "num_res_blocks", "z_channels", "codebook_size", "codebook_dim")
         for field in ("commitment_weight", "entropy_weight"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
         if self.attention not in ("lowest", "middle", "none"):
             raise ValueError(f"attention={self.attention!r} must be 'lowest', 'middle' or 'none'")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
     @property
     def downsampling(self) -> int:

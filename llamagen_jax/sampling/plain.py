@@ -34,7 +34,7 @@ def _decode(model, program: Program, params, condition, condition_mask, keys, nu
     decoder, params = model.for_decoding(params)
     apply = functools.partial(decoder.apply, {"params": params})
     B, T = condition.shape[0], model.config.condition_length
-    num_guided, length = program.num_guided, model.config.code_length
+    num_guided = program.num_guided
     pick = functools.partial(draw.pick, program, numbers, keys)
 
     def step(carry, index):
@@ -49,11 +49,38 @@ def _decode(model, program: Program, params, condition, condition_mask, keys, nu
         codes = pick(logits, jnp.full(B, index))
         return (codes, cache), codes
 
-    cache = decoder.init_cache(2 * B if num_guided else B)
+    rows = 2 * B if num_guided else B
+    first, *rest = _parts(decoder, params, rows, num_guided)
+    cache = decoder.init_cache(rows, T + first)
     logits, cache = draw.prefill(apply, cache, condition, condition_mask)
-    first = pick(logits, jnp.zeros(B, int))
-    carry, guided = jax.lax.scan(step, (first, cache), jnp.arange(1, max(num_guided, 1)))
-    codes, cache = carry
-    cache = jax.tree.map(lambda leaf: leaf[:B], cache)
-    _, unguided = jax.lax.scan(step, (codes, cache), jnp.arange(max(num_guided, 1), length))
-    return jnp.concatenate([first[None], guided, unguided]).T
+    codes = pick(logits, jnp.zeros(B, int))
+    drawn, start = [codes[None]], 1
+    for stop in (first, *rest):
+        cache = jax.tree.map(functools.partial(_grow, num_keys=T + stop), cache)
+        if start >= num_guided:
+            cache = jax.tree.map(lambda leaf: leaf[:B], cache)
+        (codes, cache), part = jax.lax.scan(step, (codes, cache), jnp.arange(start, stop))
+        drawn.append(part)
+        start = stop
+    return jnp.concatenate(drawn).T
+
+
+def _parts(decoder: Llama, params: dict, rows: int, num_guided: int) -> list[int]:
+    """Where the loops over the codes end, each with a cache that has room for its own codes.
+
+    A step reads the whole cache, filled or not. Where that is more than the weights, it grows from
+    one loop to the next, which leaves three eighths of it unread for the price of compiling more.
+    """
+    length = decoder.config.code_length
+    sizes = [
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (jax.eval_shape(lambda: decoder.init_cache(rows)), params)
+    ]
+    quarters = 4 if sizes[0] > sizes[1] else 1
+    ends = {-(-length * (part + 1) // quarters) for part in range(quarters)}
+    return sorted(ends | ({num_guided} if 1 < num_guided < length else set()))
+
+
+def _grow(leaf: jax.Array, num_keys: int) -> jax.Array:
+    """A leaf of the cache [B, K, S, Dh] with room for `num_keys` positions."""
+    return jnp.pad(leaf, ((0, 0), (0, 0), (0, num_keys - leaf.shape[2]), (0, 0)))

@@ -16,7 +16,7 @@ from llamagen_jax.evaluate import __main__ as evaluate
 from llamagen_jax.evaluate import quick_checks
 from llamagen_jax.image_tokenizer import ModelTokenizer
 from llamagen_jax.images import save_png
-from llamagen_jax.sampling import plain
+from llamagen_jax.sampling import draw
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.weights import export
 
@@ -97,8 +97,8 @@ def test_codes_of_another_tokenizer_fail(made):
 
 
 def test_guidance_the_wrong_way_round_fails(made, monkeypatch):
-    guide = plain.guide
-    monkeypatch.setattr(plain, "guide", lambda cond, uncond, scale: guide(uncond, cond, scale))
+    guide = draw.guide
+    monkeypatch.setattr(draw, "guide", lambda cond, uncond, scale: guide(uncond, cond, scale))
     jax.clear_caches()
     assert failures(made[0]) == {"guidance's gain"}
     jax.clear_caches()

@@ -66,8 +66,9 @@ def test_branch_that_is_not_needed_is_not_computed(model_and_params):
     plain = operations()
     assert operations(guidance_scale=0.5) == plain
     assert operations(guidance_scale=2.0) == 2 * plain
-    # The first 4 + 2 of the 16 codes have two branches.
-    assert operations(guidance_scale=2.0, guidance_interval=4) == plain * (16 + 6) / 16
+    # The first 4 + 2 of the 16 codes have two branches, and a shorter cache to attend to.
+    share = operations(guidance_scale=2.0, guidance_interval=4) / plain
+    assert (16 + 5) / 16 < share < (16 + 6) / 16
 
 
 def test_sample_does_not_depend_on_its_batch(model_and_params):
