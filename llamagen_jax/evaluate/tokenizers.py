@@ -30,7 +30,7 @@ from llamagen_jax.image_tokenizer import (
     open_tokenizer,
     run_filled,
 )
-from llamagen_jax.images import from_uint8, grid, save_png, to_uint8
+from llamagen_jax.images import captioned_grid, from_uint8, save_png, to_uint8
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.weights import lpips as lpips_weights
 
@@ -185,12 +185,17 @@ class _Ratings:
         yield Figure("perplexity", perplexity, float("nan"), compare)
 
     def picture(self) -> np.ndarray:
-        """Rows of the worst images, their reconstructions, the best ones, and theirs."""
-        rows = []
+        """Rows of the worst images, their reconstructions, the best ones, and theirs.
+
+        The number of an image in its set, and the PSNR of a reconstruction, stand below.
+        """
+        images, captions = [], []
         for heap in (self._worst, self._best):
             ranked = sorted(heap, reverse=True)
-            rows += [[image for _, _, image, _ in ranked], [again for *_, again in ranked]]
-        return grid(np.array(rows))
+            images += [image for _, _, image, _ in ranked] + [again for *_, again in ranked]
+            captions += [f"image {-number}" for _, number, *_ in ranked]
+            captions += [f"{abs(rank):.1f} dB" for rank, *_ in ranked]
+        return captioned_grid(np.array(images), captions, columns=len(self._worst))
 
 
 def rfid(theirs: Statistics, own: Features) -> Figure:
@@ -275,5 +280,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--picture",
         type=commands.path,
         metavar="FILE.png",
-        help=f"the {_SHOWN} worst and the {_SHOWN} best by PSNR, each under its original",
+        help=f"the {_SHOWN} worst and the {_SHOWN} best by PSNR, each under its original, with the "
+        "numbers of the images",
     )
