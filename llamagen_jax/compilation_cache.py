@@ -15,7 +15,7 @@ def enable() -> None:
     JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another folder, and
     JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     # Programs for CPUs hold instructions that other machines of a shared home may lack.

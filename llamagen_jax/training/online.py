@@ -73,6 +73,7 @@ def _check_tokenizer(config: GeneratorTraining, tokenizer: ModelTokenizer) -> No
             f"config.data.image_size={size} does not give the grid_size={config.model.grid_size} "
             f"of config.model: the tokenizer makes a code of {tokenizer.downsampling} pixels"
         )
+    assert tokenizer.codebook_size is not None  # of `open_tokenizer`
     if tokenizer.codebook_size > config.model.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.codebook_size} codes but config.model.vocab_size="

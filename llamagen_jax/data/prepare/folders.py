@@ -105,6 +105,7 @@ def open_discrete(name: str, batch_size: int) -> tuple[ModelTokenizer, Tokenizer
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} must be at least 1")
     tokenizer = open_tokenizer(name)
+    assert tokenizer.codebook_size is not None  # of `open_tokenizer`
     if tokenizer.codebook_size > 2**16:
         raise InputError(
             f"{name} has {tokenizer.codebook_size} codes; at most {2**16} can be stored"
