@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.weights import diffusers, llamagen, maskgit, taming
+from llamagen_jax.weights import diffusers, llamagen, maskgit, taming, vit_vqgan
 from llamagen_jax.weights.formats import Format, Hints
 from llamagen_jax.weights.kinds import Config
 from llamagen_jax.weights.published import PUBLISHED, check_published
@@ -17,6 +17,7 @@ FORMATS = (
     llamagen.VQGAN,
     taming.VQGAN,
     maskgit.VQGAN,
+    vit_vqgan.VQGAN,
     diffusers.VQGAN,
     diffusers.KL_VAE,
 )

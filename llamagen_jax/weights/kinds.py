@@ -11,10 +11,11 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.models.kl_vae import KLVAE, KLVAEConfig
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from llamagen_jax.models.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 
-Model = Llama | VQGAN | MaskGITVQGAN | KLVAE
-Config = LlamaConfig | VQGANConfig | MaskGITVQGANConfig | KLVAEConfig
+Model = Llama | VQGAN | MaskGITVQGAN | ViTVQGAN | KLVAE
+Config = LlamaConfig | VQGANConfig | MaskGITVQGANConfig | ViTVQGANConfig | KLVAEConfig
 C = TypeVar("C")
 
 
@@ -48,7 +49,7 @@ def _llama_inputs(config: LlamaConfig) -> tuple:
     return jnp.zeros((1, 1), int), jnp.zeros((1, config.condition_length, config.caption_dim))
 
 
-def _tokenizer_inputs(config: VQGANConfig | MaskGITVQGANConfig | KLVAEConfig) -> tuple:
+def _tokenizer_inputs(config: Any) -> tuple:
     return (jnp.zeros((1, config.downsampling, config.downsampling, 3)),)
 
 
@@ -72,6 +73,13 @@ KINDS = (
         module=MaskGITVQGAN,
         role="tokenizer",
         description="tokenizer of MaskGIT",
+        inputs=_tokenizer_inputs,
+    ),
+    Kind(
+        config=ViTVQGANConfig,
+        module=ViTVQGAN,
+        role="tokenizer",
+        description="tokenizer of transformers",
         inputs=_tokenizer_inputs,
     ),
     Kind(

@@ -9,6 +9,7 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.models.kl_vae import KLVAEConfig
 from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.models.maskgit_vqgan import MaskGITVQGANConfig
+from llamagen_jax.models.vit_vqgan import ViTVQGANConfig
 from llamagen_jax.models.vqgan import VQGANConfig
 from llamagen_jax.weights.kinds import Config, describe
 
@@ -138,6 +139,16 @@ def _taming(codebook_size: int, parameters: int, page: str, rfid: float) -> Publ
     )
 
 
+def _vit_vqgan(size: str, parameters: int, **sizes: int) -> Published:
+    return Published(
+        config=ViTVQGANConfig(**sizes),
+        repository=f"thuanz123/vitvqgan-imagenet-{size}",
+        file=f"imagenet_vitvq_{size}.ckpt",
+        parameters=parameters,
+        source="README of github.com/thuanz123/enhancing-transformers",
+    )
+
+
 def _sd_vae(version: str) -> Published:
     return Published(
         config=KLVAEConfig(),
@@ -184,6 +195,10 @@ PUBLISHED = {
         parameters=146_000_000,
         source="arXiv 2401.01808",
     ),
+    "vit_vqgan_small": _vit_vqgan(
+        "small", 51_000_000, dim=512, n_layers=8, n_heads=8, ffn_dim=2048
+    ),
+    "vit_vqgan_base": _vit_vqgan("base", 172_000_000),
     "sd_vae_f8_ema": _sd_vae("ema"),
     "sd_vae_f8_mse": _sd_vae("mse"),
     "c2i_B_256": _class_generator("GPT-B", 256, "c2i_B_256.pt", 5.46, 2.00),
