@@ -154,7 +154,11 @@ def test_broken_exports_are_one_clear_line(tmp_path, tiny):
     text = json.dumps(values)
     for old, new, message in (
         ('"dim"', '"width"', "impossible model.*width"),
-        ('"Llama"', '"GPT"', "model 'GPT'; expected Llama or VQGAN or MaskGITVQGAN or ViTVQGAN or KLVAE"),
+        (
+            '"Llama"',
+            '"GPT"',
+            "model 'GPT'; expected Llama or VQGAN or MaskGITVQGAN or ViTVQGAN or KLVAE",
+        ),
     ):
         path.write_text(text.replace(old, new))
         with pytest.raises(InputError, match=message):

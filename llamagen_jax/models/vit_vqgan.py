@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
+from llamagen_jax.errors import check_finite
 from llamagen_jax.models.codebook import Codebook, check_sides
 from llamagen_jax.models.layers import AnyArray
 
@@ -42,10 +43,10 @@ class ViTVQGANConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "dtype" and value < 1:
-                raise ValueError(f"{field.name}={value} must be positive")
+        check_finite(self)
+        for field, value in vars(self).items():
+            if field != "dtype" and value < 1:
+                raise ValueError(f"{field}={value} must be positive")
         if self.dim % 4:
             raise ValueError(
                 f"dim={self.dim} must be a multiple of 4, for sines of rows and columns"
@@ -75,14 +76,14 @@ class ViTVQGAN(nn.Module):
             (c.patch_size, c.patch_size),
             (c.patch_size, c.patch_size),
             "VALID",
-            dtype=c.dtype,
+            dtype=jnp.dtype(c.dtype),
         )
         self.encoder = Transformer(c)
         self.decoder = Transformer(c)
         self.pixels = Pixels(c)
         self.quantizer = Codebook(c.codebook_size, c.codebook_dim, l2_normalize=True)
-        self.pre_quant = nn.Dense(c.codebook_dim, dtype=c.dtype)
-        self.post_quant = nn.Dense(c.dim, dtype=c.dtype)
+        self.pre_quant = nn.Dense(c.codebook_dim, dtype=jnp.dtype(c.dtype))
+        self.post_quant = nn.Dense(c.dim, dtype=jnp.dtype(c.dtype))
 
     def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B H W 3"]:
         """Reconstructs images, float [B, H, W, 3] in [-1, 1]."""
@@ -119,8 +120,8 @@ class Transformer(nn.Module):
                 _norm(c, f"layer_{layer}_attention_norm")(x)
             )
             y = _norm(c, f"layer_{layer}_ffn_norm")(x)
-            y = nn.tanh(nn.Dense(c.ffn_dim, dtype=c.dtype, name=f"layer_{layer}_up")(y))
-            x = x + nn.Dense(D, dtype=c.dtype, name=f"layer_{layer}_down")(y)
+            y = nn.tanh(nn.Dense(c.ffn_dim, dtype=jnp.dtype(c.dtype), name=f"layer_{layer}_up")(y))
+            x = x + nn.Dense(D, dtype=jnp.dtype(c.dtype), name=f"layer_{layer}_down")(y)
         return _norm(c, "norm")(x).reshape(B, h, w, D)
 
 
@@ -134,13 +135,13 @@ class Attention(nn.Module):
         c = self.config
         inner = c.n_heads * c.head_dim
         q, k, v = (
-            nn.Dense(inner, use_bias=False, dtype=c.dtype, name=name)(x).reshape(
+            nn.Dense(inner, use_bias=False, dtype=jnp.dtype(c.dtype), name=name)(x).reshape(
                 *x.shape[:2], c.n_heads, c.head_dim
             )
             for name in ("q", "k", "v")
         )
         attended = jax.nn.dot_product_attention(q, k, v).reshape(*x.shape[:2], inner)
-        return nn.Dense(x.shape[-1], dtype=c.dtype, name="out")(attended)
+        return nn.Dense(x.shape[-1], dtype=jnp.dtype(c.dtype), name="out")(attended)
 
 
 class Pixels(nn.Module):
@@ -171,4 +172,4 @@ def positions(rows: int, columns: int, width: int) -> Float[Array, "h w D"]:
 
 
 def _norm(c: ViTVQGANConfig, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(c.dtype), name=name)
+    return nn.LayerNorm(1e-5, dtype=jnp.dtype(c.dtype), use_fast_variance=False, name=name)

@@ -49,7 +49,9 @@ def _llama_inputs(config: LlamaConfig) -> tuple:
     return jnp.zeros((1, 1), int), jnp.zeros((1, config.condition_length, config.caption_dim))
 
 
-def _tokenizer_inputs(config: Any) -> tuple:
+def _tokenizer_inputs(
+    config: VQGANConfig | MaskGITVQGANConfig | ViTVQGANConfig | KLVAEConfig,
+) -> tuple:
     return (jnp.zeros((1, config.downsampling, config.downsampling, 3)),)
 
 

@@ -139,7 +139,7 @@ def _taming(codebook_size: int, parameters: int, page: str, rfid: float) -> Publ
     )
 
 
-def _vit_vqgan(size: str, parameters: int, **sizes: int) -> Published:
+def _vit_vqgan(size: str, parameters: int, **sizes: Any) -> Published:
     return Published(
         config=ViTVQGANConfig(**sizes),
         repository=f"thuanz123/vitvqgan-imagenet-{size}",

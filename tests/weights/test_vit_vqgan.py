@@ -95,7 +95,7 @@ def test_codes_and_images_are_those_of_the_definition(tmp_path):
     tokenizer = open_tokenizer(str(path))
     assert tokenizer.model.config == CONFIG
     images = np.random.default_rng(0).uniform(-1, 1, (2, 12, 16, 3)).astype(np.float32)
-    codes = np.asarray(jax.jit(ModelTokenizer.encode)(tokenizer, images))
+    codes = np.array(jax.jit(ModelTokenizer.encode)(tokenizer, images))
     decoded = jax.jit(ModelTokenizer.decode)(tokenizer, codes)
     theirs = Definition(state)
     expected = theirs.encode(torch.from_numpy((images + 1) / 2).permute(0, 3, 1, 2))
