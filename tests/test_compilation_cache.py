@@ -39,3 +39,12 @@ def test_a_folder_that_jax_was_told_stays(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
     compilation_cache.enable()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.enable()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "compiled programs are not kept for the next start: " in caplog.text
