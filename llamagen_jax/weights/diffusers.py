@@ -1,8 +1,12 @@
-"""Autoencoders of Hugging Face `diffusers`: its `VQModel`, such as that of aMUSEd (2401.01808), and
-its `AutoencoderKL`, such as those of Stable Diffusion (2112.10752)."""
+"""Autoencoders of Hugging Face `diffusers`.
+
+They are its `VQModel`, such as that of aMUSEd (arXiv 2401.01808), its `AutoencoderKL`, such as
+those of Stable Diffusion (arXiv 2112.10752), and its `ConsistencyDecoderVAE`.
+"""
 
 from typing import Any
 
+from llamagen_jax.models.consistency_decoder import ConsistencyDecoderConfig
 from llamagen_jax.models.kl_vae import KLVAEConfig
 from llamagen_jax.models.vqgan import VQGANConfig
 from llamagen_jax.weights.formats import Format, Hints, count
@@ -48,6 +52,33 @@ _KL_TABLE = NameTable(
         for old, new in _OLD.items()
         for leaf in ("weight", "bias")
     },
+)
+
+_RES = "norm1|conv1|norm2|conv2"
+_UNET = {
+    r"unet/(conv_in|conv_out)": r"decoder_unet.\1",
+    "unet/norm_out": "decoder_unet.conv_norm_out",
+    "unet/time": "decoder_unet.time_proj",
+    "unet/time_in": "decoder_unet.time_embedding.linear_1",
+    "unet/time_out": "decoder_unet.time_embedding.linear_2",
+}
+for _place, _blocks in {
+    r"(down|up)_(\d+)_res_(\d+)": r"decoder_unet.\1_blocks.\2.resnets.\3",
+    r"(down|up)_(\d+)_(down|up)sample": r"decoder_unet.\1_blocks.\2.\3samplers.0",
+    r"()()middle_res_(\d+)": r"decoder_unet.mid_block.resnets.\3",
+}.items():
+    _UNET |= {
+        rf"unet/{_place}/({_RES})": rf"{_blocks}.\4",
+        rf"unet/{_place}/time": f"{_blocks}.time_emb_proj",
+        rf"unet/{_place}/shortcut": f"{_blocks}.conv_shortcut",
+    }
+_CONSISTENCY_TABLE = NameTable(
+    names={
+        **_side("encoder", "encoder.down_blocks", "downsamplers"),
+        "quant_conv": "quant_conv",
+        **_UNET,
+    },
+    matrices=_MATRICES,
 )
 
 
@@ -104,4 +135,25 @@ KL_VAE = Format(
     markers=("encoder.down_blocks.0.resnets.0.conv1.weight", "quant_conv.weight"),
     infer=_infer_kl_vae,
     table=lambda config: _KL_TABLE,
+)
+
+
+def _infer_consistency_decoder(shapes: Shapes, hints: Hints) -> ConsistencyDecoderConfig:
+    vae = _infer_sides(shapes) | {"latent_channels": shapes["quant_conv.weight"][0] // 2}
+    levels = range(count(shapes, "decoder_unet.down_blocks."))
+    blocks = "decoder_unet.down_blocks.{}.resnets.0.conv1.weight"
+    fields = {
+        "vae": vae,
+        "unet_channels": [shapes[blocks.format(level)][0] for level in levels],
+        "unet_res_blocks": count(shapes, "decoder_unet.down_blocks.0.resnets."),
+    }
+    return make_config(ConsistencyDecoderConfig, fields, hints.source)
+
+
+CONSISTENCY_DECODER = Format(
+    origin="diffusers",
+    config=ConsistencyDecoderConfig,
+    markers=("decoder_unet.conv_in.weight", "quant_conv.weight"),
+    infer=_infer_consistency_decoder,
+    table=lambda config: _CONSISTENCY_TABLE,
 )

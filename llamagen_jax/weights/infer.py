@@ -19,6 +19,7 @@ FORMATS = (
     maskgit.VQGAN,
     vit_vqgan.VQGAN,
     diffusers.VQGAN,
+    diffusers.CONSISTENCY_DECODER,
     diffusers.KL_VAE,
 )
 

@@ -8,14 +8,22 @@ from typing import Any, Literal, TypeVar
 import jax.numpy as jnp
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.models.consistency_decoder import ConsistencyDecoder, ConsistencyDecoderConfig
 from llamagen_jax.models.kl_vae import KLVAE, KLVAEConfig
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from llamagen_jax.models.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
 
-Model = Llama | VQGAN | MaskGITVQGAN | ViTVQGAN | KLVAE
-Config = LlamaConfig | VQGANConfig | MaskGITVQGANConfig | ViTVQGANConfig | KLVAEConfig
+Model = Llama | VQGAN | MaskGITVQGAN | ViTVQGAN | KLVAE | ConsistencyDecoder
+Config = (
+    LlamaConfig
+    | VQGANConfig
+    | MaskGITVQGANConfig
+    | ViTVQGANConfig
+    | KLVAEConfig
+    | ConsistencyDecoderConfig
+)
 C = TypeVar("C")
 
 
@@ -87,6 +95,13 @@ KINDS = (
     Kind(
         config=KLVAEConfig,
         module=KLVAE,
+        role="tokenizer",
+        description="tokenizer of continuous latents",
+        inputs=_tokenizer_inputs,
+    ),
+    Kind(
+        config=ConsistencyDecoderConfig,
+        module=ConsistencyDecoder,
         role="tokenizer",
         description="tokenizer of continuous latents",
         inputs=_tokenizer_inputs,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.models.consistency_decoder import ConsistencyDecoderConfig
 from llamagen_jax.models.kl_vae import KLVAEConfig
 from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.models.maskgit_vqgan import MaskGITVQGANConfig
@@ -201,6 +202,13 @@ PUBLISHED = {
     "vit_vqgan_base": _vit_vqgan("base", 172_000_000),
     "sd_vae_f8_ema": _sd_vae("ema"),
     "sd_vae_f8_mse": _sd_vae("mse"),
+    "consistency_decoder": Published(
+        config=ConsistencyDecoderConfig(),
+        repository="openai/consistency-decoder",
+        file="diffusion_pytorch_model.safetensors",
+        parameters=655_000_000,
+        source="github.com/openai/consistencydecoder",
+    ),
     "c2i_B_256": _class_generator("GPT-B", 256, "c2i_B_256.pt", 5.46, 2.00),
     "c2i_B_384": _class_generator("GPT-B", 384, "c2i_B_384.pt", 6.09, 2.25),
     "c2i_L_256": _class_generator("GPT-L", 256, "c2i_L_256.pt", 3.80, 1.75),
