@@ -38,8 +38,15 @@ def draft():
     }
 
 
-@pytest.mark.parametrize("decoder", ["jacobi", "speculative"])
-@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 1.0}, {"guidance_interval": 4}])
+@pytest.mark.parametrize(
+    ("decoder", "changes"),
+    [
+        ("jacobi", {}),
+        ("jacobi", {"guidance_scale": 1.0}),
+        ("jacobi", {"guidance_interval": 4}),
+        ("speculative", {}),
+    ],
+)
 def test_samples_are_those_of_the_plain_decoder(model_and_params, draft, decoder, changes):
     settings = SETTINGS | changes
     labels = jnp.arange(8)
