@@ -3,6 +3,8 @@
 Axes: B batch, H W pixels, h w code grid.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -98,6 +100,70 @@ def code_grid(tokenizer: ImageTokenizer, image_size: int) -> tuple[int, int]:
         )
     side = image_size // tokenizer.downsampling
     return side, side
+
+
+def tile_codes(tokenizer: ImageTokenizer, tile_size: int) -> int:
+    """Side in codes of the tiles of `decode_tiled`, from their side in pixels.
+
+    Raises:
+      InputError: they are no whole number of codes, or too few to overlap.
+    """
+    downsampling = tokenizer.downsampling
+    if tile_size % downsampling or tile_size < 4 * downsampling:
+        raise InputError(
+            f"tile size {tile_size} must be a multiple of the tokenizer's downsampling "
+            f"{downsampling}, and at least {4 * downsampling}"
+        )
+    return tile_size // downsampling
+
+
+def decode_tiled(
+    decode: Callable[[np.ndarray], Any], codes: np.ndarray, tile: int, downsampling: int
+) -> Float[np.ndarray, "B H W 3"]:
+    """Decodes grids of any size in tiles of one size, in the device memory that a tile takes.
+
+    The tiles are spread evenly and overlap by a quarter or more, where one fades into the next. A
+    decoder that looks at no other code than a pixel's own gives what it gives of the whole grid.
+    Others see where a tile ends, and the statistics of their group norms and their attention are
+    those of the tile alone, so that contrast and colours differ a little from the whole and between
+    tiles.
+
+    Args:
+      decode: codes or latents [B, t, u, ...] to float images [B, t x downsampling, u x
+        downsampling, 3]; all calls have the same shapes.
+      codes: [B, h, w, ...].
+      tile: side of the tiles in codes; a side of the grid that is not longer is not cut.
+
+    Returns:
+      float32 images on the host.
+    """
+    B, h, w = codes.shape[:3]
+    images = np.zeros((B, h * downsampling, w * downsampling, 3), np.float32)
+    tiles = itertools.product(_tiles(h, tile, downsampling), _tiles(w, tile, downsampling))
+    for (rows, y, down), (columns, x, across) in tiles:
+        decoded = np.asarray(decode(codes[:, rows, columns]), np.float32)
+        images[:, y, x] += down[:, None, None] * across[:, None] * decoded
+    return images
+
+
+def _tiles(side: int, tile: int, downsampling: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """The tiles along a side of codes: their codes, their pixels, and their share in those.
+
+    The shares, float32 [pixels], of all tiles in a pixel sum to one.
+    """
+    tile = min(tile, side)
+    overlap = tile // 4
+    count = math.ceil((side - overlap) / (tile - overlap))
+    starts = np.linspace(0, side - tile, count).round().astype(int)
+    codes = [slice(start, start + tile) for start in starts]
+    pixels = [slice(s.start * downsampling, s.stop * downsampling) for s in codes]
+    to_edge = np.arange(tile * downsampling) + 0.5
+    to_edge = np.minimum(to_edge, to_edge[::-1])
+    total = np.zeros(side * downsampling)
+    for span in pixels:
+        total[span] += to_edge
+    shares = [(to_edge / total[span]).astype(np.float32) for span in pixels]
+    return list(zip(codes, pixels, shares, strict=True))
 
 
 def run_filled(run: Callable[[np.ndarray], Any], batch: np.ndarray, size: int) -> Any:

@@ -4,6 +4,7 @@ Axes: B batch, H W pixels, h w code grid, N images, K codebook entries.
 """
 
 import argparse
+import functools
 import heapq
 import itertools
 import tempfile
@@ -26,9 +27,11 @@ from llamagen_jax.evaluate.statistics import Statistics, standard_error
 from llamagen_jax.image_tokenizer import (
     ImageTokenizer,
     code_grid,
+    decode_tiled,
     on_all_devices,
     open_tokenizer,
     run_filled,
+    tile_codes,
 )
 from llamagen_jax.images import captioned_grid, from_uint8, save_png, to_uint8
 from llamagen_jax.models.lpips import LPIPS
@@ -58,6 +61,7 @@ def evaluate(
     lpips_heads: str | None = None,
     size: int = 256,
     resize: int | None = None,
+    tile: int | None = None,
     batch_size: int = 16,
     llamagen_ssim: bool = False,
     picture: str | None = None,
@@ -72,6 +76,7 @@ def evaluate(
       size: side in pixels of the centre crop of every image.
       resize: side to resize images and reconstructions to before they are compared; rFID is then
         against centre crops of that size. LlamaGen compares those of 384 and 512 px at 256.
+      tile: side in pixels of the tiles to decode in (`decode_tiled`); None decodes whole images.
       batch_size: images at a time.
       llamagen_ssim: SSIM with twice the right data range, as LlamaGen's tables have it.
       picture: file for the worst and the best reconstructions beside their originals.
@@ -82,6 +87,7 @@ def evaluate(
     with naming("--tokenizer"):
         opened = open_tokenizer(tokenizer, continuous=True)
     code_grid(opened, size)
+    side = tile_codes(opened, tile) if tile else None
     if bool(vgg16) != bool(lpips_heads):
         raise InputError("LPIPS needs both --vgg16 and --lpips-heads")
     found = image_sets.open_images(images, size)
@@ -90,7 +96,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as folder:
         net = Network.open(network, "adm") if network else None
         own = Features(Path(folder) / "own", found, net) if net else None
-        for pairs in reconstruct(found, opened, batch_size, resize):
+        for pairs in reconstruct(found, opened, batch_size, resize, side):
             rated.add(pairs, distance)
             if net and own is not None:
                 add_features(own, net, pairs.reconstructions, batch_size)
@@ -101,31 +107,35 @@ def evaluate(
             figures.insert(0, net.noted(rfid(reference.statistics(), own)))
     if picture:
         save_png(Path(picture), rated.picture())
-    sizes = {"size": size, "resize": resize}
+    sizes = {"size": size, "resize": resize, "tile": tile}
     about = {"samples": images, "tokenizer": tokenizer, "images": len(rated.psnr), **sizes}
     return figures, about
 
 
 def reconstruct(
-    images: ImageSet, tokenizer: ImageTokenizer, batch_size: int, size: int | None = None
+    images: ImageSet,
+    tokenizer: ImageTokenizer,
+    batch_size: int,
+    size: int | None = None,
+    tile: int | None = None,
 ) -> Iterator[Pairs]:
     """Encodes and decodes a set of images on all devices.
 
     Args:
       size: to resize both to afterwards (`images.resize`); None leaves them.
+      tile: side in codes of the tiles to decode in; None decodes whole images.
     """
     batch_size = min(batch_size, images.count)
-
-    def round_trip(tokenizer: Any, pixels: jax.Array) -> Any:
-        images = from_uint8(pixels)
-        codes = tokenizer.encode(images)
-        pair = images, tokenizer.decode(codes)
-        return codes, *(pixel_formats.resize(side, size) if size else side for side in pair)
-
-    run = on_all_devices(round_trip, tokenizer)
+    encode = on_all_devices(lambda t, pixels: t.encode(from_uint8(pixels)), tokenizer)
+    run = on_all_devices(lambda t, codes: t.decode(codes), tokenizer)
+    decode = functools.partial(run_filled, run, size=batch_size)
     for batch in images.batches(batch_size):
         if len(batch):
-            codes, image, again = run_filled(run, batch, batch_size)
+            codes = run_filled(encode, batch, batch_size)
+            side, scale = tile or codes.shape[1], tokenizer.downsampling
+            image, again = from_uint8(batch), decode_tiled(decode, codes, side, scale)
+            if size:
+                image, again = (pixel_formats.resize(part, size) for part in (image, again))
             yield Pairs(to_uint8(image), to_uint8(again), codes)
 
 
@@ -253,6 +263,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=commands.whole,
         metavar="N",
         help="compare at N px, as LlamaGen's tables do at 256 for 384 and 512 (at --size)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=commands.whole,
+        metavar="N",
+        help="decode in overlapping tiles of N px, where whole images do not fit into memory",
     )
     parser.add_argument(
         "--network",

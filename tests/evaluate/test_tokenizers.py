@@ -86,6 +86,7 @@ def lpips_params():
 def test_figures_of_known_differences(tokenizer):
     tokenizer(Lightened(by=10))
     found, about = run("--tokenizer", "x")
+    assert run("--tokenizer", "x", "--tile", 6)[0] == found
     assert found["PSNR"] == pytest.approx(28.131, abs=5e-4)
     assert about["images"] == 21
     counts = np.bincount(GREY[..., 0].reshape(-1), minlength=256)
@@ -140,6 +141,11 @@ def test_bad_input_is_one_line(tmp_path):
             ["--tokenizer", "tokenizer", "--vgg16", "a"],
             "LPIPS needs both --vgg16 and --lpips-heads",
         ),
+        (
+            ["--tokenizer", "tokenizer", "--tile", "36"],
+            "tile size 36 must be a multiple of the tokenizer's downsampling 8, and at least 32",
+        ),
+        (["--tokenizer", "tokenizer", "--tile", "24"], "tile size 24 must be a multiple of the"),
     ):
         with pytest.raises(SystemExit, match=f"^error: {message}"):
             run(*options)

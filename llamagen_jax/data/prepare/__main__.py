@@ -103,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument(
         "output", type=commands.path, metavar="OUTPUT", help="folder of PNGs to write"
     )
+    decode.add_argument(
+        "--tile",
+        type=commands.whole,
+        metavar="N",
+        help="decode in overlapping tiles of N px, where whole images do not fit into memory",
+    )
 
     metadata_filter.add_arguments(
         subparsers.add_parser(

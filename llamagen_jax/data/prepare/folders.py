@@ -17,7 +17,14 @@ from llamagen_jax.data import image_files, transforms
 from llamagen_jax.data.records import TokenizerId
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
-from llamagen_jax.image_tokenizer import ModelTokenizer, code_grid, on_all_devices, open_tokenizer
+from llamagen_jax.image_tokenizer import (
+    ModelTokenizer,
+    code_grid,
+    decode_tiled,
+    on_all_devices,
+    open_tokenizer,
+    tile_codes,
+)
 from llamagen_jax.images import from_uint8, save_png, to_uint8
 from llamagen_jax.weights.integrity import weights_hash
 
@@ -64,7 +71,9 @@ def encode_folder(
     print(f"wrote codes of {len(codes)} images to {output}; skipped {len(paths) - len(codes)}")
 
 
-def decode_folder(codes: str, output: str, *, tokenizer: str, batch_size: int) -> None:
+def decode_folder(
+    codes: str, output: str, *, tokenizer: str, tile: int | None, batch_size: int
+) -> None:
     """Decodes a file of `encode_folder` to PNGs that are called like the images.
 
     Args:
@@ -72,12 +81,14 @@ def decode_folder(codes: str, output: str, *, tokenizer: str, batch_size: int) -
       output: folder to write, which appears when it is complete; "cats/1.jpg" becomes
         "cats/1.png" there.
       tokenizer: of `zoo.load`; the one that made the codes.
+      tile: side in pixels of the tiles to decode in (`decode_tiled`); None decodes whole images.
       batch_size: as in `encode_folder`.
 
     Raises:
       InputError: a path, size or model is wrong, or the file is damaged.
     """
     opened, named = open_discrete(tokenizer, batch_size)
+    side = tile_codes(opened, tile) if tile else None
     grids, made_by = _read_codes(codes)
     if named.sha256 != made_by.sha256:
         raise InputError(
@@ -90,7 +101,10 @@ def decode_folder(codes: str, output: str, *, tokenizer: str, batch_size: int) -
     with staged(output) as partial, tqdm(total=len(grids), desc="decode", unit="image") as bar:
         for group in groups.values():
             for names, batch in _batches(iter(group), min(batch_size, len(group))):
-                for name, image in zip(names, to_uint8(run(batch)), strict=False):
+                decoded = decode_tiled(
+                    run, batch, side or max(batch.shape[1:]), opened.downsampling
+                )
+                for name, image in zip(names, to_uint8(decoded), strict=False):
                     save_png(partial / PurePosixPath(name).with_suffix(".png"), image)
                     bar.update()
     print(f"wrote {len(grids)} images to {output}")

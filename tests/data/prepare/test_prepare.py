@@ -200,6 +200,8 @@ def test_files_that_do_not_decode(tokenizer, images, tmp_path):
     out = tmp_path / "codes.npz"
     assert f"there is no file {out}" in line(out)
     run("encode", images, out, "--tokenizer", tokenizer, "--image-size", 16)
+    unfit = fails("decode", out, tmp_path / "decoded", "--tokenizer", tokenizer, "--tile", 41)
+    assert "tile size 41 must be a multiple of the tokenizer's downsampling 8" in unfit
     arrays, whole = read(out), out.read_bytes()
     out.write_bytes(whole[: len(whole) // 2])
     assert "codes.npz is damaged or not written by" in line(out)
