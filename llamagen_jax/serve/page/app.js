@@ -32,8 +32,7 @@ function say(text, isProblem = false) {
   $("status").classList.toggle("problem", isProblem);
 }
 
-/** Tells an error, and where the server is away when it is back. */
-async function tell(error) {
+function tell(error) {
   say(error.message, true);
   const field = error.param && form.elements[error.param];
   if (field) {
@@ -42,10 +41,6 @@ async function tell(error) {
     field.focus();
   }
   if (!(error instanceof api.ApiError)) throw error;
-  if (error.status === 0) {
-    await serverIsBack();
-    if ($("status").textContent === error.message) say("The server is back.");
-  }
 }
 
 async function serverIsBack() {
@@ -57,16 +52,17 @@ async function serverIsBack() {
 
 /** Learns what the server draws, when it is there, and fits the form to it. */
 async function connect() {
-  for (;;) {
+  while (!model) {
     try {
       model = await api.model();
-      break;
     } catch (error) {
-      if (error.status === 401 && (await askKey())) continue;
-      await tell(error);
-      if (error.status !== 0) await serverIsBack();
+      if (error.status === 401 && (await askKey(error.message))) continue;
+      tell(error);
+      if (error.status === 401) return;
+      await serverIsBack();
     }
   }
+  say("");
   const isText = model.condition === "text";
   $("model").textContent = `${model.id} · ${model.size.replace("x", " × ")} px`;
   $(isText ? "class-field" : "caption-field").remove();
@@ -101,6 +97,7 @@ function use(request) {
 }
 
 async function useFile(file) {
+  if (!model) return;
   const texts = textChunks(await file.arrayBuffer());
   const request = requestOfPng(texts, model);
   if (!request) {
@@ -140,10 +137,13 @@ async function draw(request) {
   refresh();
   if (isCancelled) {
     say(`Cancelled. ${counted(set.images.length)} done.`);
-  } else if (problem?.status === 401 && (await askKey())) {
+  } else if (problem?.status === 401 && (await askKey(problem.message))) {
     await draw(request);
   } else if (problem) {
-    await tell(problem);
+    tell(problem);
+    if (![0, 503].includes(problem.status)) return;
+    await serverIsBack();
+    if ($("status").textContent === problem.message) say("The server is back.");
   } else {
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
     say(`${counted(set.images.length)} in ${seconds} s.`);
@@ -172,12 +172,16 @@ const counted = (n) => (n === 1 ? "1 image" : `${n} images`);
 
 // ---- the history
 
+function sayNotKept() {
+  $("keeping").textContent = "This browser does not keep the images: they are lost on reload.";
+}
+
 async function keep(set) {
   try {
     const old = await history.add(set);
     for (const other of elements.keys()) if (old.includes(other.id)) drop(other);
   } catch {
-    $("kept").textContent = "This browser does not keep the images: they are lost on reload.";
+    sayNotKept();
   }
 }
 
@@ -206,7 +210,7 @@ async function showHistory() {
       $("sets").append(shown.element);
     }
   } catch {
-    $("kept").textContent = "This browser does not keep the images: they are lost on reload.";
+    sayNotKept();
   }
   refresh();
 }
@@ -242,7 +246,9 @@ $("caption").addEventListener("keydown", (event) => {
   form.requestSubmit();
 });
 $("cancel").addEventListener("click", () => drawing?.abort());
-$("code").addEventListener("click", () => form.reportValidity() && showCode(readRequest(form, model)));
+$("code").addEventListener("click", () => {
+  if (model && form.reportValidity()) showCode(readRequest(form, model));
+});
 $("open").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", async ({ target }) => {
   if (target.files.length) await useFile(target.files[0]);
@@ -267,7 +273,7 @@ document.addEventListener("dragleave", ({ relatedTarget }) => {
 document.addEventListener("drop", async (event) => {
   event.preventDefault();
   $("drop").hidden = true;
-  if (model && event.dataTransfer.files.length) await useFile(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length) await useFile(event.dataTransfer.files[0]);
 });
 
 $("more").open = matchMedia("(min-width: 60rem)").matches;

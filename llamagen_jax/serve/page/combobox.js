@@ -13,11 +13,14 @@ export function combobox(input, list, options) {
 
   function open(query) {
     const wanted = query.trim().toLowerCase();
-    const found = options.filter(
-      ({ text, label }) => text.toLowerCase().includes(wanted) || String(label) === wanted,
-    );
+    const startsWord = ({ text }) => ` ${text.toLowerCase()}`.includes(` ${wanted}`);
+    const found = options
+      .filter(({ text, label }) => text.toLowerCase().includes(wanted) || String(label) === wanted)
+      .sort((a, b) => startsWord(b) - startsWord(a));
     list.replaceChildren(...found.slice(0, SHOWN).map(item));
-    list.hidden = !found.length;
+    // What is typed in full needs no list, which would lie over what comes next.
+    const isTyped = found.length === 1 && found[0].text.toLowerCase() === wanted;
+    list.hidden = !found.length || isTyped;
     input.setAttribute("aria-expanded", String(!list.hidden));
     activate(-1);
   }
@@ -72,6 +75,7 @@ export function combobox(input, list, options) {
   }
 
   input.addEventListener("input", () => open(input.value));
+  input.addEventListener("focus", () => input.select());
   input.addEventListener("click", () => list.hidden && open(""));
   input.addEventListener("blur", close);
   input.addEventListener("keydown", (event) => {

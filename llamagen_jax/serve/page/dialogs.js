@@ -94,8 +94,9 @@ async function copy(section) {
   }
 }
 
-/** Asks for the server's key; whether one was given. */
-export function askKey() {
+/** Asks for the server's key after its `message` of refusal; whether one was given. */
+export function askKey(message) {
+  document.getElementById("refusal").textContent = message;
   const field = document.getElementById("key-value");
   key.returnValue = "";
   key.showModal();
