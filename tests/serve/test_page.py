@@ -8,9 +8,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+
+from llamagen_jax.images import save_png
 
 CHROMIUM = shutil.which("chromium")
 DRAWN = re.compile(r"\d images? in [\d.]+ s\.")
@@ -138,6 +141,19 @@ def test_settings_return_from_a_dropped_png(page, address, tmp_path):
     assert form(page) == drawn | {"n": "1"}
 
 
+def test_settings_return_from_a_png_of_another_generator(page, tmp_path):
+    told = {"prompt": "naïve 图片", "seed": 2**64 - 1, "top_k": 7, "generator": "other"}
+    save_png(tmp_path / "image.png", np.zeros((8, 8, 3), np.uint8), told)
+    drop(page, "image.png", (tmp_path / "image.png").read_bytes())
+    expect(status(page)).to_contain_text("other drew this image")
+    returned = form(page)
+    assert {name: returned[name] for name in ("prompt", "seed", "top_k")} == {
+        "prompt": "naïve 图片",
+        "seed": str(2**64 - 1),
+        "top_k": "7",
+    }
+
+
 def test_a_png_without_settings_is_told(page, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     drop(page, "plain.png", (tmp_path / "plain.png").read_bytes())
@@ -261,6 +277,21 @@ def test_class_names_are_completed(page):
     page.get_by_role("option", name="8").click()
     expect(field).to_have_value("8")
     expect(page.locator("#classes")).to_be_hidden()
+
+
+def test_a_generator_of_captions_takes_a_prompt(page, address):
+    def tell_captions(route):
+        answer = route.fetch()
+        models = answer.json()
+        models["data"][0]["condition"] = "text"
+        route.fulfill(response=answer, json=models)
+
+    page.route("**/v1/models", tell_captions)
+    open_page(page, address)
+    page.get_by_label("Prompt").fill("7")
+    page.keyboard.press("Enter")
+    expect(status(page)).to_have_text(DRAWN)
+    expect(page.get_by_label("Class", exact=True)).to_have_count(0)
 
 
 def test_nothing_runs_off_a_narrow_screen(page):
