@@ -1,24 +1,33 @@
 """The page in Debian's chromium, before a server of a tiny generator."""
 
 import base64
+import io
 import json
-import os
 import re
 import shutil
+import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
+import uvicorn
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.images import save_png
+from llamagen_jax.serve.engine import Engine
+from llamagen_jax.serve.http import create_app
 
 CHROMIUM = shutil.which("chromium")
 DRAWN = re.compile(r"\d images? in [\d.]+ s\.")
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium (apt-get install chromium)")
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +39,23 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address():
-    return os.environ["ADDRESS"]
+def engine(tmp_path_factory):
+    (mesh,) = tiny.meshes((1, 1, 1))
+    generator, tokenizer = map(str, tiny.exports(tmp_path_factory.mktemp("weights")))
+    return Engine(ImageGenerator.open(generator, tokenizer, mesh=mesh), mesh, num_slots=2)
+
+
+@pytest.fixture(scope="module")
+def address(engine):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not engine.ready:
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
@@ -102,6 +126,40 @@ def test_the_same_seed_draws_the_same_bytes(page):
     assert download(page) != first
     draw(page, seed=5)
     assert download(page) == first
+
+
+def test_an_image_grows_and_is_cancelled(page, engine, monkeypatch):
+    draw(page, seed=5)
+    whole = download(page)
+    chunks, advance = threading.Semaphore(0), engine._advance
+
+    def advance_when_told(*args):
+        chunks.acquire()
+        advance(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_advance", advance_when_told)
+        page.get_by_role("button", name="Draw").click()
+        picture = page.locator(".set").first.locator("img").first
+        grey_rows = []
+        for _ in range(2):
+            chunks.release()
+            previous = picture.get_attribute("src") if grey_rows else ""
+            expect(picture).not_to_have_attribute("src", previous)
+            source = picture.get_attribute("src")
+            pixels = np.array(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
+            grey_rows.append(np.all(pixels == 128, axis=(1, 2)).sum())
+        assert grey_rows[0] > grey_rows[1] > 0
+        page.get_by_role("button", name="Cancel").click()
+        expect(status(page)).to_have_text("Cancelled. 0 images done.")
+        chunks.release(100)
+        deadline = time.monotonic() + 30
+        while engine.num_busy and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert engine.num_busy == 0
+    expect(page.locator(".set")).to_have_count(1)
+    draw(page, seed=5)
+    assert download(page) == whole
 
 
 def test_random_seeds_differ(page):
