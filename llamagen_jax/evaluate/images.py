@@ -1,8 +1,6 @@
 """How good a set of images is beside a reference; part of the command `evaluate`."""
 
 import argparse
-import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from llamagen_jax.evaluate import distances, features, image_sets, manifolds, sc
 from llamagen_jax.evaluate.features import PROTOCOLS, Features, Network
 from llamagen_jax.evaluate.figures import Figure
 from llamagen_jax.evaluate.image_sets import ImageSet
+from llamagen_jax.evaluate.kept import folder_for
 from llamagen_jax.evaluate.statistics import (
     Statistics,
     load_statistics,
@@ -80,7 +79,7 @@ def evaluate(
     else:
         opened = image_sets.open_images(samples, size)
     net = Network.open(network, protocol)
-    with _folder(keep) as folder:
+    with folder_for(keep) as folder:
         found = features.compute(opened, net, folder / "samples", batch_size)
         statistics = found.statistics()
         if save:
@@ -106,15 +105,6 @@ def evaluate(
         "broken_images": opened.count - len(found),
     }
     return figures, about
-
-
-@contextlib.contextmanager
-def _folder(keep: str | None) -> Iterator[Path]:
-    if keep:
-        yield Path(keep)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
 
 
 def open_reference(

@@ -128,9 +128,7 @@ def test_a_stopped_command_goes_on(figures, monkeypatch):
     # Four batches of samples and five of the reference, one of them twice.
     assert len(calls) == 10
     line = fails("reference.npz", "samples.npz", *options)
-    assert (
-        "kept/samples holds features of other images, samples.npz instead of reference.npz" in line
-    )
+    assert "kept/samples was made with images samples.npz, not reference.npz: name another" in line
 
 
 def test_statistics_stand_for_their_images(figures, caplog):
