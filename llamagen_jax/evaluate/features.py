@@ -15,22 +15,27 @@ import numpy as np
 from PIL import Image
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.evaluate import small_network
+from llamagen_jax.evaluate import small_network, texts
 from llamagen_jax.evaluate.figures import Figure
 from llamagen_jax.evaluate.image_sets import ImageSet
 from llamagen_jax.evaluate.kept import KeptRows
 from llamagen_jax.evaluate.statistics import Moments, Statistics
 from llamagen_jax.image_tokenizer import on_all_devices, run_filled
 from llamagen_jax.models.inception import IMAGE_SIZE
-from llamagen_jax.weights import inception
+from llamagen_jax.weights import clip, inception
 from llamagen_jax.weights.integrity import weights_hash
 
 # How images reach the network, and which figures are computed of its features.
 PROTOCOLS = ("adm", "torch-fidelity", "clean-fid")
 # Rows of features whose moments are summed at a time, whatever the batches were.
 _ROWS = 1024
-# Of the arrays that are kept, by Inception: columns by name.
-_COLUMNS = {"pool": 2048, "probabilities": 1008, "spatial": 17 * 17 * 7}
+# Of the arrays by Inception that figures are computed of: columns by name.
+_POOL, _PROBABILITIES = {"pool": 2048}, {"probabilities": 1008}
+COLUMNS = {
+    "adm": _POOL | _PROBABILITIES | {"spatial": 17 * 17 * 7},
+    "torch-fidelity": _POOL | _PROBABILITIES,
+    "clean-fid": _POOL,
+}
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,17 @@ class Network:
       protocol: one of `PROTOCOLS`.
       hash: of its weights.
       run: uint8 images [B, H, W, 3] -> float32 arrays [B, D] by the names of `Features`.
-      columns: D of each of these arrays.
+      columns: D of those of these arrays that the protocol needs.
       note: what to tell beside every figure that it makes; "" of Inception.
+      clip: hash of the weights of a CLIP that embeds the images besides, or None.
     """
 
     protocol: str
     hash: str
     run: Callable[[np.ndarray], dict[str, np.ndarray]]
-    columns: Mapping[str, int] = dataclasses.field(default_factory=lambda: _COLUMNS)
+    columns: Mapping[str, int]
     note: str = ""
+    clip: str | None = None
 
     @classmethod
     def open(cls, path: str, protocol: str) -> "Network":
@@ -73,9 +80,9 @@ class Network:
             found = run_filled(run, pixels, len(pixels))
             probabilities = np.asarray(jax.nn.softmax(jnp.asarray(found.logits_unbiased)))
             arrays = (found.pool, probabilities, found.spatial.reshape(len(images), -1))
-            return dict(zip(_COLUMNS, arrays, strict=True))
+            return dict(zip(COLUMNS["adm"], arrays, strict=True))
 
-        return cls(protocol, weights_hash(variables), of_images)
+        return cls(protocol, weights_hash(variables), of_images, COLUMNS[protocol])
 
     @classmethod
     def _open_small(cls, path: str, protocol: str) -> "Network":
@@ -101,12 +108,26 @@ class Network:
             found = run_filled(run, images, len(images))
             probabilities = np.asarray(jax.nn.softmax(jnp.asarray(found.logits)))
             arrays = (found.pool, probabilities, found.spatial.reshape(len(images), -1))
-            return dict(zip(_COLUMNS, arrays, strict=True))
+            return dict(zip(COLUMNS["adm"], arrays, strict=True))
 
         blank = np.zeros((1, side, side, 3), np.uint8)
         columns = {name: rows.shape[1] for name, rows in of_images(blank).items()}
         note = f"; by a small network trained on {trained_on}, not comparable with published ones"
         return cls(protocol, weights_hash(params), of_images, columns, note)
+
+    def with_clip(self, folder: str) -> "Network":
+        """The network beside a CLIP of `weights.clip.load`, whose embeddings are "clip" [B, E].
+
+        So that images are read, or drawn, once for both.
+        """
+        model, params = clip.load(folder)
+        embed, run = texts.image_embedder(model, params), self.run
+        return dataclasses.replace(
+            self,
+            run=lambda images: {**run(images), "clip": embed(images)},
+            columns={**self.columns, "clip": model.config.embedding_dim},
+            clip=weights_hash(params),
+        )
 
     def noted(self, figure: Figure) -> Figure:
         """The figure, with the network's note where it says what it compares with."""
@@ -131,6 +152,8 @@ class Features(KeptRows):
       pool: float32 [N, 2048] by Inception; a small network has other sizes, here and below.
       probabilities: float32 [N, 1008], softmax of the class scores without bias.
       spatial: float32 [N, 2023], what sFID compares, flattened as TensorFlow has it.
+
+    Those that the protocol does not need are not there; embeddings by a CLIP are "clip".
     """
 
     def __init__(self, folder: Path, images: ImageSet, network: Network):
@@ -139,7 +162,7 @@ class Features(KeptRows):
             name: jax.ShapeDtypeStruct((width,), np.float32)
             for name, width in network.columns.items()
         }
-        made_with = {"network": network.hash, "protocol": network.protocol}
+        made_with = {"network": network.hash, "protocol": network.protocol, "CLIP": network.clip}
         super().__init__(folder, images, columns, made_with)
 
     @property
@@ -155,13 +178,18 @@ class Features(KeptRows):
         return self["spatial"]
 
     def statistics(self) -> Statistics:
-        """What stands for the images in FID and sFID; raises InputError for fewer than two."""
-        pool, spatial = moments(self.pool), moments(self.spatial)
+        """What stands for the images in FID, and in sFID where the protocol has it.
+
+        Raises:
+          InputError: there are fewer than two, or a feature is not finite.
+        """
+        pool = moments(self.pool)
+        spatial = moments(self.spatial) if "spatial" in self else None
         return Statistics(
             mu=pool.mu,
             sigma=pool.sigma,
-            mu_s=spatial.mu,
-            sigma_s=spatial.sigma,
+            mu_s=spatial and spatial.mu,
+            sigma_s=spatial and spatial.sigma,
             count=len(self),
             network=self.made_with["network"],
             protocol=self.made_with["protocol"],

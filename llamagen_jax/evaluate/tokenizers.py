@@ -282,7 +282,8 @@ class _LPIPS(NamedTuple):
 
 def _worst_and_best(psnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the worst reconstructions, the worst first, and of the best, the best first."""
-    return tuple(np.argsort(ranks, kind="stable")[:_SHOWN] for ranks in (psnr, -psnr))
+    worst, best = (np.argsort(ranks, kind="stable")[:_SHOWN] for ranks in (psnr, -psnr))
+    return worst, best
 
 
 def _keep_shown(folder: Path, psnr: np.ndarray, first: int, pairs: Pairs) -> None:

@@ -23,10 +23,9 @@ class Lightened:
     """Codes are the red of each pixel, which come back `by` lighter, in all three colours."""
 
     downsampling, codebook_size = 1, 256
-    params = {}
 
     def __init__(self, by=0):
-        self.by = by
+        self.by, self.params = by, {}
 
     def encode(self, images):
         return jnp.round((images[..., 0] + 1) * 127.5).astype(jnp.int32)
