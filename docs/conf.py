@@ -32,7 +32,10 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_use_rtype = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
+
+# What Flax adds to the fields of every module.
+_FLAX_FIELDS = re.compile(r", parent: .*name: str \| None = None")
 
 # Pages may link to others, but what they show or run must come with them.
 _FETCHING = {"img": "src", "script": "src", "iframe": "src", "source": "src", "link": "href"}
@@ -65,5 +68,15 @@ def _check_fetches_nothing(app: Sphinx, exception: Exception | None) -> None:
             logger.warning("%s fetches %s", sheet.name, found.group())
 
 
+def _shorten(app, what, name, obj, options, signature: str | None, returned: str | None):
+    """The signature with types as they are written in the code."""
+    if signature:
+        signature = _FLAX_FIELDS.sub("", signature).replace("jaxlib._jax.Array", "Array")
+    if returned:
+        returned = returned.replace("jaxlib._jax.Array", "Array")
+    return signature, returned
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", _shorten)
     app.connect("build-finished", _check_fetches_nothing)
