@@ -1,7 +1,7 @@
 # Each needs nothing but Python 3.11 or newer, and installs into .venv.
 PYTHON ?= python3
 BIN = .venv/bin
-SPHINX = $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+SPHINX = $(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going docs build/docs
 
 .PHONY: demo demo-text docs nightly test
 

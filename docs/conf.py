@@ -14,18 +14,21 @@ html_theme = "furo"
 html_title = "llamagen_jax"
 html_static_path = ["book.css"]
 html_css_files = ["book.css"]
+html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
-# The contents at a page's side; pages are short.
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
 # The notebook is committed with its pictures, and a test runs it.
 nb_execution_mode = "off"
 
-# Names in single backticks are links where the reference has them.
+# Names in single backticks are links where the reference has them; pages name them in full, and
+# those must be there.
 default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [("py:(?!obj$).*", ".*"), ("py:obj", r"(?!llamagen_jax\.).*")]
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

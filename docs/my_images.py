@@ -2,7 +2,8 @@ from llamagen_jax.configs import common
 
 
 def get_config(variant: str = ""):
-    return common.choose(__file__, variant, {"tokenizer": tokenizer, "generator": generator})()
+    variants = {"tokenizer": tokenizer, "generator": generator}
+    return common.choose(__file__, variant, variants)()
 
 
 def tokenizer():
