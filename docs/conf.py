@@ -19,7 +19,7 @@ html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["deflist"]
 
 # The notebook is committed with its pictures, and a test runs it.
 nb_execution_mode = "off"
