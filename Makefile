@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 SPHINX = $(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going docs build/docs
 
-.PHONY: demo demo-text docs nightly test
+.PHONY: demo demo-text docs nightly serve test
 
 demo: .venv/demo
 	$(BIN)/python -m demos.digits
@@ -14,6 +14,12 @@ demo-text: .venv/demo-text
 # Warnings, such as broken links, are errors.
 docs: .venv/docs
 	$(SPHINX)
+
+serve: demo/generator/checkpoints .venv/serve
+	$(BIN)/python -m llamagen_jax.serve --generator demo/generator --port 0
+
+demo/generator/checkpoints:
+	@echo "make serve shows the digits: run make demo first" >&2; exit 1
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -31,8 +37,9 @@ nightly: .venv/test
 .venv/demo: EXTRA = demo
 .venv/demo-text: EXTRA = demo,prepare,text
 .venv/docs: EXTRA = docs
+.venv/serve: EXTRA = serve
 .venv/test: EXTRA = test
-.venv/demo .venv/demo-text .venv/docs .venv/test: pyproject.toml
+.venv/demo .venv/demo-text .venv/docs .venv/serve .venv/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
 	touch $@
