@@ -72,7 +72,9 @@ def _check_fetches_nothing(app: Sphinx, exception: Exception | None) -> None:
 
 
 def _shorten(app, what, name, obj, options, signature: str | None, returned: str | None):
-    """The signature with types as they are written in the code."""
+    """The signature with types as they are written in the code, and none for a Protocol."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        return "", returned
     if signature:
         signature = _FLAX_FIELDS.sub("", signature).replace("jaxlib._jax.Array", "Array")
     if returned:
