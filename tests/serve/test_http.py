@@ -231,9 +231,6 @@ class _Instant:
     def stop(self):
         pass
 
-    def too_long(self, prompt):
-        return ""
-
     def submit(self, request, deliver):
         for index in range(len(request.settings)):
             deliver(Picture(index, None, np.zeros((32, 32, 3), np.uint8)))
