@@ -21,6 +21,9 @@ from llamagen_jax.models.rope import rope_table
 from llamagen_jax.weights.kinds import Config, describe
 from llamagen_jax.weights.torch_files import Tensor, write_safetensors
 
+# Widths of heads that vLLM's attention kernels have on every platform.
+_KERNEL_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+
 
 def write(
     folder: str | os.PathLike,
@@ -41,11 +44,17 @@ def write(
       class_names: by label; () where they are not known.
 
     Raises:
-      InputError: the model is another one, the scale is not finite, or `folder` exists.
+      InputError: the model is another one or has too wide heads, the scale is not finite, or
+        `folder` exists.
     """
     if not isinstance(config, LlamaConfig) or config.condition != "class":
         raise InputError(
             f"vLLM draws from class-conditional transformers alone, not from a {describe(config)}"
+        )
+    if config.head_dim > _KERNEL_WIDTHS[-1]:
+        raise InputError(
+            f"vLLM's attention has heads of up to {_KERNEL_WIDTHS[-1]} channels, and the "
+            f"generator's have {config.head_dim}"
         )
     if not math.isfinite(guidance_scale):
         raise InputError(f"guidance_scale={guidance_scale} must be finite")
@@ -72,6 +81,8 @@ def _config(config: LlamaConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size + config.num_classes + 1,
         "max_position_embeddings": config.condition_length + config.code_length,
         "tie_word_embeddings": False,
+        # Heads between two widths get zeros.
+        "kernel_width": next(width for width in _KERNEL_WIDTHS if width >= config.head_dim),
         "codebook_size": config.vocab_size,
         "num_classes": config.num_classes,
         "grid": list(config.grid),
@@ -80,7 +91,8 @@ def _config(config: LlamaConfig) -> dict[str, Any]:
 
 def _tensors(config: LlamaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = dict(tensors)
-    codes, classes = named["tok_embeddings.weight"], named.pop("cls_embedding.embedding_table.weight")
+    codes = named["tok_embeddings.weight"]
+    classes = named.pop("cls_embedding.embedding_table.weight")
     named["tok_embeddings.weight"] = Tensor(
         (codes.shape[0] + classes.shape[0], codes.shape[1]),
         codes.dtype,

@@ -33,9 +33,6 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.sequence import IntermediateTensors
 
-# Widths that the attention kernels of every platform have; heads between them get zeros.
-_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-
 
 class LlamaGenForCausalLM(nn.Module):
     """What vLLM runs for the folders that `folder.write` makes."""
@@ -44,7 +41,9 @@ class LlamaGenForCausalLM(nn.Module):
         super().__init__()
         c = vllm_config.model_config.hf_config
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
-            raise ValueError("LlamaGen does not run with pipeline parallelism; use tensor parallelism")
+            raise ValueError(
+                "LlamaGen does not run with pipeline parallelism; use tensor parallelism"
+            )
         if not math.isfinite(c.guidance_scale):
             raise ValueError(f"guidance_scale={c.guidance_scale} must be finite")
         self.codebook_size, self.vocab_size = c.codebook_size, c.vocab_size
@@ -76,7 +75,6 @@ class LlamaGenForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         mapper = WeightsMapper(
-            orig_to_new_regex={},
             orig_to_new_stacked={".w1.": (".gate_up.", 0), ".w3.": (".gate_up.", 1)},
             orig_to_new_prefix={
                 name: f"model.{name}" for name in ("tok_embeddings", "layers", "norm", "freqs_cis")
@@ -169,8 +167,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         c, ways = vllm_config.model_config.hf_config, get_tensor_model_parallel_world_size()
         self.branches = 2 if c.guidance_scale > 1 else 1
-        self.head_dim = c.head_dim
-        self.padded_dim = next((dim for dim in _HEAD_DIMS if dim >= c.head_dim), c.head_dim)
+        self.head_dim, self.kernel_width = c.head_dim, c.kernel_width
         self.n_heads = c.num_attention_heads // ways
         self.kv_heads = max(1, c.num_key_value_heads // ways)
         kept = {"bias": False, "quant_config": vllm_config.quant_config}
@@ -187,7 +184,7 @@ class SelfAttention(nn.Module):
         )
         self.attention = Attention(
             self.branches * self.n_heads,
-            self.padded_dim,
+            self.kernel_width,
             scale=c.head_dim**-0.5,
             num_kv_heads=self.branches * self.kv_heads,
             cache_config=vllm_config.cache_config,
@@ -203,12 +200,12 @@ class SelfAttention(nn.Module):
         # Query head h reads key-value head h // (H / K), so branches do not mix.
         q, k, v = (heads.reshape(N, -1, Dh) for heads in (q, k, v))
         q, k, v = (self._padded(heads) for heads in (rotate(q, cos_sin), rotate(k, cos_sin), v))
-        attended = self.attention(q, k, v).view(N, -1, self.padded_dim)[..., :Dh]
+        attended = self.attention(q, k, v).view(N, -1, self.kernel_width)[..., :Dh]
         return self.wo(attended.reshape(x.shape[0], -1))[0]
 
     def _padded(self, heads: torch.Tensor) -> torch.Tensor:
         """Heads [N, _, Dh] side by side as the kernel takes them."""
-        return F.pad(heads, (0, self.padded_dim - self.head_dim)).flatten(1)
+        return F.pad(heads, (0, self.kernel_width - self.head_dim)).flatten(1)
 
 
 def rotate(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
