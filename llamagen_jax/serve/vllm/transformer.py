@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
@@ -67,11 +66,11 @@ class LlamaGenForCausalLM(nn.Module):
         return self.model(input_ids, positions)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Logits [N, V] of `forward`'s rows; those of classes are -inf, since none is ever drawn."""
+        """Logits [N, V] of the rows of `forward`; of classes, which are never drawn, -inf."""
         logits = self.logits_processor(self.output, hidden_states)
         if logits is None:
             return None
-        return F.pad(logits, (0, self.vocab_size - self.codebook_size), value=-math.inf)
+        return nn.functional.pad(logits, (0, self.vocab_size - self.codebook_size), value=-math.inf)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         mapper = WeightsMapper(
@@ -205,7 +204,7 @@ class SelfAttention(nn.Module):
 
     def _padded(self, heads: torch.Tensor) -> torch.Tensor:
         """Heads [N, _, Dh] side by side as the kernel takes them."""
-        return F.pad(heads, (0, self.kernel_width - self.head_dim)).flatten(1)
+        return nn.functional.pad(heads, (0, self.kernel_width - self.head_dim)).flatten(1)
 
 
 def rotate(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
