@@ -104,7 +104,7 @@ def _convert(args: argparse.Namespace) -> None:
                 config,
                 _tracked(tensor_views, bar),
                 guidance_scale=args.guidance_scale,
-                class_names=export.recorded(src).get("class_names", ()),
+                class_names=export.recorded(str(src)).get("class_names", ()),
             )
         elif dst.suffix in SUFFIXES:
             buffers = file_format.table(config).buffers.items()

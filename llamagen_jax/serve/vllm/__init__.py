@@ -8,7 +8,7 @@ vLLM finds `register` by the entry point `vllm.general_plugins` and then opens t
 def register() -> None:
     """Makes the architecture known to the process; vLLM calls it in each of its own."""
     from transformers import AutoConfig
-    from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
+    from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]
 
     from llamagen_jax.serve.vllm.hf_config import LlamaGenConfig
 

@@ -51,11 +51,11 @@ def open_engine(
     if not math.isfinite(scale):
         raise InputError(f"guidance_scale={scale} must be finite")
     try:
-        import vllm  # pyright: ignore[reportMissingImports]
+        from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError:
         raise InputError('drawing by vLLM needs it: pip install "llamagen_jax[vllm]"') from None
     dtype = options.pop("dtype", config["dtype"])
-    return vllm.LLM(
+    return LLM(
         os.fspath(folder),
         dtype=dtype,
         hf_overrides={"guidance_scale": scale},
@@ -108,7 +108,7 @@ def _check(settings: SamplingSettings, guidance_scale: float) -> None:
 
 
 def _params(settings: SamplingSettings, number: int, length: int) -> Any:
-    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 
     # vLLM takes seeds of 63 bits.
     (seed,) = np.random.SeedSequence([settings.seed, number]).generate_state(1, np.uint64) >> 1
