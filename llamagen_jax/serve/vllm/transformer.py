@@ -39,10 +39,6 @@ class LlamaGenForCausalLM(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         c = vllm_config.model_config.hf_config
-        if vllm_config.parallel_config.pipeline_parallel_size > 1:
-            raise ValueError(
-                "LlamaGen does not run with pipeline parallelism; use tensor parallelism"
-            )
         if not math.isfinite(c.guidance_scale):
             raise ValueError(f"guidance_scale={c.guidance_scale} must be finite")
         self.codebook_size, self.vocab_size = c.codebook_size, c.vocab_size
@@ -55,13 +51,13 @@ class LlamaGenForCausalLM(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None,
+        input_ids: torch.Tensor,
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Tokens [N] at their positions [N] to what `compute_logits` takes, [N, D]."""
-        if input_ids is None:
+        if inputs_embeds is not None:
             raise ValueError("LlamaGen takes class and code tokens, not embeddings")
         return self.model(input_ids, positions)
 
