@@ -11,7 +11,7 @@ from absl import logging
 
 from llamagen_jax import zoo
 from llamagen_jax.benchmark import __main__ as benchmark
-from llamagen_jax.benchmark import fid, suites, versus_torch
+from llamagen_jax.benchmark import fid, suites, versus_torch, versus_vllm
 from llamagen_jax.benchmark import parts as benchmark_parts
 from llamagen_jax.evaluate.features import Network
 from llamagen_jax.training import config_files
