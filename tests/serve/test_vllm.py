@@ -101,6 +101,7 @@ def test_guidance_is_no_part_of_other_files(tmp_path, monkeypatch):
         ([3], {"guidance_scale": 2.0}, "draws with guidance_scale=3.0, not 2.0"),
         ([3], {"guidance_scale": 3.0, "guidance_interval": 4}, "leave out guidance_interval"),
         ([3], {"guidance_scale": 3.0, "decoder": "jacobi"}, "and decoder"),
+        ([3], {"guidance_scale": 3.0, "temperature": 2.5}, "temperatures up to 2, not 2.5"),
         ([11], {"guidance_scale": 3.0}, r"label 11 must be in \[0, 10\]"),
     ],
 )

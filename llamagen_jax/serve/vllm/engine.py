@@ -16,6 +16,7 @@ from llamagen_jax.weights import export
 
 # Positions in a block of vLLM's cache: at most so many, by the platform.
 _BLOCK = 128
+_MAX_TEMPERATURE = 2
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -104,6 +105,10 @@ def _check(settings: SamplingSettings, guidance_scale: float) -> None:
     if settings.guidance_interval is not None or settings.decoder != "plain":
         raise InputError(
             "vLLM guides every code and draws code by code: leave out guidance_interval and decoder"
+        )
+    if settings.temperature > _MAX_TEMPERATURE:
+        raise InputError(
+            f"vLLM takes temperatures up to {_MAX_TEMPERATURE}, not {settings.temperature}"
         )
 
 
