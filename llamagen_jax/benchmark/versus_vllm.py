@@ -21,7 +21,7 @@ from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.serve.vllm import engine, folder
 from llamagen_jax.weights.mapping import layout_of
 
-_IMAGES = (1, 4, 16)
+_IMAGES = (1, 8)
 
 
 class Pair(NamedTuple):
