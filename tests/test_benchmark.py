@@ -11,7 +11,7 @@ from absl import logging
 
 from llamagen_jax import zoo
 from llamagen_jax.benchmark import __main__ as benchmark
-from llamagen_jax.benchmark import fid, suites, versus_torch
+from llamagen_jax.benchmark import fid, suites, versus_torch, versus_vllm
 from llamagen_jax.benchmark import parts as benchmark_parts
 from llamagen_jax.evaluate.features import Network
 from llamagen_jax.training import config_files
@@ -165,3 +165,24 @@ def test_the_comparison_with_the_original_needs_its_checkout(tmp_path):
         benchmark.main(["--versus-torch", str(tmp_path)])
     pairs = [versus_torch.Pair("decode", 30.0, 10.0)]
     assert "| decode | 30.0 ms | 10.0 ms | 3.00 |" in versus_torch.table(pairs)
+
+
+def test_vllm_is_timed_on_the_same_weights(monkeypatch, capsys):
+    opened = []
+
+    def open_engine(folder, batch_size):
+        opened.append(sorted(path.name for path in folder.iterdir()))
+        return "engine"
+
+    def draw_codes(engine, labels, settings):
+        assert engine == "engine"
+        assert settings.guidance_scale == 2
+        return [[0] * 4] * len(labels)
+
+    monkeypatch.setattr(versus_vllm.engine, "open_engine", open_engine)
+    monkeypatch.setattr(versus_vllm.engine, "draw_codes", draw_codes)
+    options = ["--grid-size", "2", "--guidance-scale", "2", "--repeats", "1"]
+    benchmark.main(["--versus-vllm", *options])
+    assert opened == [["config.json", "model.safetensors"]]
+    printed = capsys.readouterr().out
+    assert all(f"| {images} |" in printed for images in (1, 8))

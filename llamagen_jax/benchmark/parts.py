@@ -197,7 +197,7 @@ def _steps(task: Task, batch: dict) -> tuple[Callable[[], Any], float]:
 
 def _decode(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
-    model, params = _llama(s, condition="class", grid_size=s.grid_size)
+    model, params = random_llama(s, condition="class", grid_size=s.grid_size)
     labels = np.zeros(s.batch_size, np.int32)
     c = model.config
     itemsize = jnp.dtype(s.dtype).itemsize
@@ -221,7 +221,7 @@ def _decode(bench: Bench) -> Iterator[Timing]:
 def _parallel(bench: Bench) -> Iterator[Timing]:
     """Of one image and of a batch of 8; how often guesses are right depends on the weights."""
     s = bench.setting
-    model, params = zoo.load(s.weights) if s.weights else _llama(s, condition="class")
+    model, params = zoo.load(s.weights) if s.weights else random_llama(s, condition="class")
     name = Path(s.weights).name if s.weights else f"{s.generator} {s.dtype} with random weights"
     if model.config.condition != "class":
         raise InputError(f"{s.weights} draws from prompts: give a generator of classes")
@@ -252,7 +252,7 @@ def _parallel(bench: Bench) -> Iterator[Timing]:
 
 def _prefill(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
-    model, params = _llama(s, condition="text", condition_length=_TEXT_TOKENS)
+    model, params = random_llama(s, condition="text", condition_length=_TEXT_TOKENS)
     x = jnp.zeros((s.batch_size, _TEXT_TOKENS, model.config.dim), s.dtype)
 
     @jax.jit
@@ -310,7 +310,7 @@ def _compile(bench: Bench) -> Iterator[Timing]:
 
 def _load(bench: Bench) -> Iterator[Timing]:
     """Of a file that the system holds in memory, with the check of its digests and without any."""
-    model, params = _llama(bench.setting)
+    model, params = random_llama(bench.setting)
     params = jax.tree.map(lambda leaf: leaf.astype(bench.setting.dtype), params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e9
     shapes = f"{bench.setting.generator} {bench.setting.dtype}, {size:.2f} GB"
@@ -389,7 +389,8 @@ BENCHMARKS = {
 }
 
 
-def _llama(setting: Setting, **fields) -> tuple[Llama, dict]:
+def random_llama(setting: Setting, **fields) -> tuple[Llama, dict]:
+    """The generator with some fields changed, and random parameters."""
     config = dataclasses.replace(setting.config(setting.generator), **fields)
     model = Llama(config, attention=attention.choose("auto", setting.dtype))
     codes = jnp.zeros((1, config.code_length), jnp.int32)
