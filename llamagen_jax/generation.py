@@ -100,11 +100,13 @@ class ImageGenerator:
         text_encoder: str | None = None,
         draft: str | None = None,
         dtype: str | None = None,
+        weights: str = "float",
     ) -> "ImageGenerator":
         """Opens what `zoo.load` finds under these names or paths.
 
         Args:
           dtype: that the transformers compute in; None for that of their configurations.
+          weights: of `Llama.for_decoding`, for the transformers.
 
         Raises:
           InputError: a model is missing, damaged or of another kind, or the two do not fit.
@@ -117,14 +119,14 @@ class ImageGenerator:
         if unnamed or class_names == imagenet_ids():
             class_names = imagenet_names()
         mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-        model, params = model.for_decoding(params)
+        model, params = model.for_decoding(params, weights)
         everywhere = jax.NamedSharding(mesh, jax.P())
         params, opened = jax.device_put((params, opened), everywhere)
         opened_draft = None
         if draft:
             draft_model, draft_params = _load_generator(draft, dtype)
             speculative.check_draft(model.config, draft_model.config)
-            draft_model, draft_params = draft_model.for_decoding(draft_params)
+            draft_model, draft_params = draft_model.for_decoding(draft_params, weights)
             opened_draft = draft_model, jax.device_put(draft_params, everywhere)
         return cls(name, model, params, opened, text_encoder, class_names, opened_draft)
 
