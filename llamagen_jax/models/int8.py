@@ -30,7 +30,9 @@ def zeros(width: int, features: int) -> Int8Matrix:
     return {"integers": jnp.zeros((features, width), jnp.int8), "scale": jnp.ones(features)}
 
 
-def product(x: Float[Array, "*rows D"], matrix: Int8Matrix) -> Float[Array, "*rows F"]:
+def product(
+    x: Float[jax.Array | np.ndarray, "*rows D"], matrix: Int8Matrix
+) -> Float[Array, "*rows F"]:
     """x [..., D] times a matrix [D, F] of `quantise`, float32."""
     if jax.default_backend() == "cpu":
         return _integer_product(x, matrix["integers"]) * matrix["scale"]
@@ -44,7 +46,7 @@ class Int8Dense(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows F"]:
+    def __call__(self, x: Float[jax.Array | np.ndarray, "*rows D"]) -> Float[Array, "*rows F"]:
         kernel = self.param("kernel", lambda _: zeros(x.shape[-1], self.features))
         return product(x, kernel).astype(self.dtype)
 
