@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo demo-text nightly test
+.PHONY: demo demo-text nightly serve test
 
 demo: .venv/demo
 	$(BIN)/python -m demos.digits
 
 demo-text: .venv/demo-text
 	$(BIN)/python -m demos.scenes
+
+serve: demo/generator/checkpoints .venv/serve
+	$(BIN)/python -m llamagen_jax.serve --generator demo/generator --port 0
+
+demo/generator/checkpoints:
+	@echo "make serve shows the digits: run make demo first" >&2; exit 1
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -24,8 +30,9 @@ nightly: .venv/test
 # One stamp per extra, renewed when the requirements change.
 .venv/demo: EXTRA = demo
 .venv/demo-text: EXTRA = demo,prepare,text
+.venv/serve: EXTRA = serve
 .venv/test: EXTRA = test
-.venv/demo .venv/demo-text .venv/test: pyproject.toml
+.venv/demo .venv/demo-text .venv/serve .venv/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
 	touch $@

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from llamagen_jax import sharding
 from llamagen_jax.errors import InputError
 from llamagen_jax.models import int8
 from llamagen_jax.sampling.generate import generate
@@ -78,6 +79,19 @@ def test_samples(model_and_params, decoder):
     assert codes.shape == (4, 16)
     alone = generate(*rounded, LABELS[2:3], sample_ids=[2], **settings)
     np.testing.assert_array_equal(alone[0], codes[2])
+
+
+def test_integers_are_split_over_a_mesh(model_and_params):
+    model, params = model_and_params
+    model, params = model.for_decoding(params, "int8")
+    (mesh,) = tiny.meshes((2, 2, 2))
+    split = jax.device_put(params, sharding.tree_shardings(params, sharding.DECODING_RULES, mesh))
+    for matrix in (split["output"], split["layers_1"]["down"]["kernel"]):
+        whole = matrix["integers"]
+        assert whole.addressable_shards[0].data.size == whole.size // 4
+    settings = {"seed": 1, "guidance_scale": 2.0}
+    expected = generate(model, params, LABELS, **settings)
+    np.testing.assert_array_equal(generate(model, split, LABELS, **settings), expected)
 
 
 def test_wrong_weights_are_named(model_and_params):
