@@ -9,22 +9,23 @@ import pytest
 import tiny
 from absl import logging
 
-from llamagen_jax import zoo
+from llamagen_jax import flops, zoo
 from llamagen_jax.benchmark import __main__ as benchmark
-from llamagen_jax.benchmark import fid, suites, versus_torch, versus_vllm
+from llamagen_jax.benchmark import bench, fid, suites, versus_torch, versus_vllm
 from llamagen_jax.benchmark import parts as benchmark_parts
 from llamagen_jax.evaluate.features import Network
 from llamagen_jax.training import config_files
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.generator import forward_flops
+from llamagen_jax.weights import export
 
 
 @pytest.fixture(autouse=True)
 def tiny_models(monkeypatch):
     monkeypatch.setitem(zoo.MODELS, "GPT-B", tiny.LLAMA_CONFIG)
     monkeypatch.setitem(zoo.MODELS, "GPT-XL", tiny.LLAMA_CONFIG)
-    monkeypatch.setattr(benchmark_parts.flops, "measured_peak", lambda dtype: 1e11)
-    monkeypatch.setattr(benchmark_parts, "measured_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(flops, "measured_peak", lambda dtype: 1e11)
+    monkeypatch.setattr(bench, "measured_bandwidth", lambda: 1e10)
     verbosity = logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)
@@ -40,7 +41,7 @@ def test_figures_are_written_and_printed(tmp_path, capsys, only, monkeypatch):
         call()
         return 0.5
 
-    monkeypatch.setattr(benchmark_parts.flops, "median_seconds", half_a_second)
+    monkeypatch.setattr(flops, "median_seconds", half_a_second)
     output = tmp_path / "figures.json"
     arguments = ["--only", only, "--batch-size", "8", "--repeats", "1", "--output", str(output)]
     benchmark.main(arguments)
@@ -57,7 +58,7 @@ def test_figures_are_written_and_printed(tmp_path, capsys, only, monkeypatch):
 
 
 def test_configs_are_the_papers_with_the_setting_in_place():
-    setting = benchmark_parts.Setting("GPT-XL", "VQ-8", "bfloat16", 6, 3, 1)
+    setting = bench.Setting("GPT-XL", "VQ-8", "bfloat16", 6, 3, 1)
     paper = from_mapping(config_files.load("c2i.py:B-256").to_dict())
     generator = benchmark_parts.generator_config(setting, "GPT-XL")
     model = dataclasses.replace(tiny.LLAMA_CONFIG, dtype="bfloat16")
@@ -72,6 +73,7 @@ def test_configs_are_the_papers_with_the_setting_in_place():
     ("arguments", "message"),
     [
         (["--generator", "GPT-XLL"], "there is no model 'GPT-XLL'; did you mean 'GPT-XL'"),
+        (["--draft", "GPT-BB"], "there is no model 'GPT-BB'; did you mean 'GPT-B'"),
         (["--only", "naming"], "no benchmark is called 'naming': train step"),
     ],
 )
@@ -80,19 +82,27 @@ def test_bad_input_is_one_line(arguments, message):
         benchmark.main(arguments)
 
 
+_DECODERS = ["decode, plain", "decode, jacobi", "decode, speculative"]
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("options", "names"),
     [
-        "decode",
-        "images",
-        "train step, generator",
-        pytest.param("train step, tokenizer", marks=pytest.mark.slow),
+        ("--only decode", ["decode"]),
+        ("--weights int8", ["decode"]),
+        ("--only parallel sampling", _DECODERS),
+        ("--only images", ["encode images", "decode images"]),
+        ("--only train step, generator", ["train step, generator"]),
+        pytest.param(
+            "--only train step, tokenizer", ["train step, tokenizer"], marks=pytest.mark.slow
+        ),
     ],
 )
-def test_every_kind_of_run_of_the_gpu_suite_runs_at_toy_sizes(tmp_path, monkeypatch, kind):
+def test_every_kind_of_run_of_the_gpu_suite_runs_at_toy_sizes(
+    tmp_path, monkeypatch, options, names
+):
     """In this process, and in bfloat16, which it takes there."""
-    runs = {run.options[1]: run for run in reversed(suites.gpu())}
-    assert len(runs) == 4
+    first = next(run for run in suites.gpu() if options in " ".join(run.options))
 
     def call(options, seconds):
         output = tmp_path / "run.json"
@@ -100,14 +110,31 @@ def test_every_kind_of_run_of_the_gpu_suite_runs_at_toy_sizes(tmp_path, monkeypa
         return json.loads(output.read_text())
 
     monkeypatch.setattr(suites, "_call", call)
-    (record,) = suites.run([runs[kind]], tiny=True, seconds=60)
-    names = {"images": ["encode images", "decode images"]}.get(kind, [kind])
+    (record,) = suites.run([first], tiny=True, seconds=60)
     assert [figure["name"] for figure in record["figures"]] == names
     assert record["setting"]["tiny"]
-    if kind == "decode":
+    shapes = record["figures"][0]["shapes"]
+    assert ("int8 weights" in shapes) == (options == "--weights int8")
+    if options == "--only decode":
         assert record["published_seconds"] == {"eager": 7.80, "vLLM": 2.39}
-        assert "guidance 2" in record["figures"][0]["shapes"]
+        assert "guidance 2" in shapes
         assert "7.8 s, 2.39 s" in suites.table([record])
+
+
+def test_trained_generators_are_timed_by_every_decoder(tmp_path, capsys):
+    trained, draft = tmp_path / "trained", tmp_path / "draft"
+    for folder, seed in ((trained, 0), (draft, 1)):
+        export.write(folder, *tiny.llama(seed=seed))
+    options = ["--only", "parallel", "--trained", str(trained), "--batch-size", "1"]
+    options += ["--repeats", "1"]
+    benchmark.main([*options, "--draft", str(draft), "--guidance-scale", "2"])
+    printed = capsys.readouterr().out
+    for name in _DECODERS:
+        assert f"| {name} | trained, 1 samples of 16 codes in " in printed
+    export.write(tmp_path / "text", *tiny.llama(tiny.TEXT_CONFIG))
+    options[3] = str(tmp_path / "text")
+    with pytest.raises(SystemExit, match="text draws from prompts: give --prompt-file"):
+        benchmark.main(options)
 
 
 def test_a_run_that_fails_loses_its_own_rows_alone(monkeypatch):

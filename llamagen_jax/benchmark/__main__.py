@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from llamagen_jax import commands, zoo
 from llamagen_jax.benchmark import suites, versus_torch, versus_vllm
-from llamagen_jax.benchmark.parts import BENCHMARKS, Bench, Setting, Timing
+from llamagen_jax.benchmark.bench import Bench, Setting, Timing
+from llamagen_jax.benchmark.parts import BENCHMARKS
 from llamagen_jax.errors import InputError, nearest, one_line_errors
 from llamagen_jax.files import staged
+from llamagen_jax.models.llama import WEIGHTS
 
 _SUITE_SECONDS = 9 * 60
 
@@ -40,7 +42,10 @@ def main(argv: list[str] | None = None) -> None:
     # A batch that is still being read when its folder goes is no news.
     logging.set_verbosity(logging.ERROR)
     with one_line_errors():
-        for name in (arguments.generator, arguments.tokenizer):
+        names = [arguments.generator, arguments.tokenizer]
+        if arguments.draft and not arguments.trained:
+            names.append(arguments.draft)
+        for name in names:
             if name not in zoo.MODELS:
                 raise InputError(f"there is no model '{name}'; {nearest(name, zoo.MODELS)}")
         compared = arguments.versus_torch or arguments.versus_vllm
@@ -128,10 +133,24 @@ def _parser() -> argparse.ArgumentParser:
     option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=commands.whole)
     option("--grid-size", 16, "side of the code grid that is decoded", type=commands.whole)
     option("--guidance-scale", 1.0, "of decoding", type=commands.number)
+    option("--top-p", 1.0, "of parallel sampling", type=commands.number)
+    option("--weights", "float", "of decoding", choices=WEIGHTS)
     parser.add_argument(
-        "--weights",
+        "--trained",
         type=commands.path,
-        help="a trained generator of classes for parallel sampling (random weights)",
+        metavar="PATH",
+        help="a trained generator for parallel sampling (random weights)",
+    )
+    parser.add_argument(
+        "--draft",
+        help="for parallel sampling, the small generator of the speculative decoder: beside "
+        "--trained a trained one, else a name in the model zoo (none)",
+    )
+    parser.add_argument(
+        "--prompt-file",
+        type=commands.path,
+        metavar="FILE",
+        help="prompts for a trained generator that draws from them, see sample.py",
     )
     parser.add_argument("--tiny", action="store_true", help="toy models, to prove that all runs")
     option(
@@ -147,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
         "--suite",
         choices=("gpu",),
         help="instead, what matters on one GPU, in under nine minutes: every size at 384 px beside "
-        "the original's published times, large batches, training, images; each in its own process",
+        "the original's published times, int8, the decoders, large batches, training, images; each "
+        "in its own process",
     )
     parser.add_argument(
         "--versus-torch",

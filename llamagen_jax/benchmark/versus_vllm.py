@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from llamagen_jax.benchmark.parts import Setting, random_llama
+from llamagen_jax.benchmark.bench import Setting, random_llama
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.serve.vllm import engine, folder

@@ -19,6 +19,7 @@ from absl import logging
 from llamagen_jax import commands, compilation_cache, ray_cluster, sharding, zoo
 from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.models.llama import WEIGHTS
 from llamagen_jax.serve.engine import Engine
 from llamagen_jax.serve.ray_serve import RayEngine
 from llamagen_jax.weights import export
@@ -56,7 +57,12 @@ def run(args: argparse.Namespace) -> None:
     open_engine = functools.partial(
         _open_engine,
         args.generator,
-        {"tokenizer": tokenizer, "text_encoder": text_encoder, "dtype": args.dtype},
+        {
+            "tokenizer": tokenizer,
+            "text_encoder": text_encoder,
+            "dtype": args.dtype,
+            "weights": args.weights,
+        },
         {"data": args.data, "fsdp": args.fsdp, "tensor": args.tensor},
     )
     with _listen(args.host, args.port) as listener, contextlib.ExitStack() as stack:
@@ -156,6 +162,12 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("float32", "bfloat16"),
         help="that the transformer computes in (as it was trained)",
+    )
+    weights.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="float",
+        help="int8 rounds the transformer's matrices: a quarter of the memory of float32 (float)",
     )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
