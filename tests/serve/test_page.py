@@ -42,14 +42,14 @@ def browser():
 def engine(tmp_path_factory):
     (mesh,) = tiny.meshes((1, 1, 1))
     generator, tokenizer = map(str, tiny.exports(tmp_path_factory.mktemp("weights")))
-    return Engine(ImageGenerator.open(generator, tokenizer, mesh=mesh), mesh, num_slots=2)
+    return Engine(ImageGenerator.open(generator, tokenizer, mesh=mesh), mesh, num_slots=4)
 
 
 @pytest.fixture(scope="module")
 def address(engine):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         while not engine.ready:
             time.sleep(0.1)
