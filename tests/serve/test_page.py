@@ -328,24 +328,39 @@ def test_everything_works_by_keyboard(page):
     expect(page.locator(".picture").first).to_be_focused()
 
 
-def test_class_names_are_completed(page):
-    field = page.get_by_label("Class", exact=True)
+def tell(page, address, **changes):
+    """Opens the page again, with an entry of /v1/models that says something else."""
+
+    def change(route):
+        answer = route.fetch()
+        models = answer.json()
+        models["data"][0].update(changes)
+        route.fulfill(response=answer, json=models)
+
+    page.route("**/v1/models", change)
+    open_page(page, address)
+
+
+def test_class_names_are_completed(page, address):
+    tell(page, address, class_names=["crane", "pot", "otter, sea otter", "crane"], num_classes=4)
+    field, options = page.get_by_label("Class", exact=True), page.get_by_role("option")
     field.click()
-    expect(page.get_by_role("option")).to_have_count(10)
-    page.get_by_role("option", name="8").click()
-    expect(field).to_have_value("8")
+    expect(options).to_have_count(4)
+    field.press_sequentially("ot")
+    # Names with a word that begins so come first.
+    expect(options).to_have_text(["otter, sea otter2", "pot1"])
+    field.press("ArrowDown")
+    field.press("Enter")
+    expect(field).to_have_value("otter, sea otter")
+    field.fill("cra")
+    # A name that two classes have means neither.
+    options.last.click()
+    expect(field).to_have_value("3")
     expect(page.locator("#classes")).to_be_hidden()
 
 
 def test_a_generator_of_captions_takes_a_prompt(page, address):
-    def tell_captions(route):
-        answer = route.fetch()
-        models = answer.json()
-        models["data"][0]["condition"] = "text"
-        route.fulfill(response=answer, json=models)
-
-    page.route("**/v1/models", tell_captions)
-    open_page(page, address)
+    tell(page, address, condition="text")
     page.get_by_label("Prompt").fill("7")
     page.keyboard.press("Enter")
     expect(status(page)).to_have_text(DRAWN)
