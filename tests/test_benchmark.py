@@ -1,14 +1,19 @@
 import dataclasses
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 from absl import logging
 
 from llamagen_jax import zoo
 from llamagen_jax.benchmark import __main__ as benchmark
+from llamagen_jax.benchmark import fid, suites, versus_torch
 from llamagen_jax.benchmark import parts as benchmark_parts
-from llamagen_jax.benchmark import suites, versus_torch
+from llamagen_jax.evaluate.features import Network
 from llamagen_jax.training import config_files
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.generator import forward_flops
@@ -112,6 +117,46 @@ def test_a_run_that_fails_loses_its_own_rows_alone(monkeypatch):
     (late,) = suites.run(runs[1:], tiny=True, seconds=0)
     assert late["error"] == "no time was left"
     assert "| `--only nothing` | error: no benchmark" in suites.table(records)
+
+
+@pytest.fixture
+def small_fid(monkeypatch):
+    """FID of 16 colours instead of Inception's features."""
+
+    def colours(images):
+        return {"pool": images.reshape(len(images), -1)[:, :16].astype(np.float32)}
+
+    network = Network("torch-fidelity", "x", colours, {"pool": 16})
+    monkeypatch.setattr(Network, "open", lambda path, protocol: network)
+    moments = fid._random_moments
+    monkeypatch.setattr(fid, "_random_moments", lambda seed, width: moments(seed, 16))
+
+
+def test_fid_is_timed_beside_torch_fidelity(monkeypatch, small_fid):
+    torch = pytest.importorskip("torch")
+    asked = []
+
+    def calculate_metrics(input1, input2, feature_extractor_weights_path, **options):
+        asked.append([len(list(Path(folder).glob("*.png"))) for folder in (input1, input2)])
+        assert torch.load(feature_extractor_weights_path)["fc.bias"].shape == (1008,)
+        return {"frechet_inception_distance": 0.0}
+
+    theirs = SimpleNamespace(calculate_metrics=calculate_metrics)
+    metric = SimpleNamespace(fid_statistics_to_metric=lambda ours, theirs, verbose: {})
+    monkeypatch.setitem(sys.modules, "torch_fidelity", theirs)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.metric_fid", metric)
+    jobs = list(fid.jobs(3))
+    names = ["FID", "FID's distance"]
+    assert [j.name for j in jobs] == names + [f"{name}, torch-fidelity" for name in names]
+    assert [(j.count, j.unit) for j in jobs] == 2 * [(6, "images"), (1, "distances")]
+    assert asked == [[3, 3]]
+
+
+def test_without_torch_fidelity_the_row_tells_so(monkeypatch, small_fid):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    first, second = fid.jobs(3)
+    assert (first.name, second.name) == ("FID", "FID's distance")
+    assert first.shapes.startswith("2 x 3 PNGs of 256 px; torch-fidelity cannot be imported (")
 
 
 def test_the_comparison_with_the_original_needs_its_checkout(tmp_path):
