@@ -137,8 +137,8 @@ def test_an_image_grows_and_is_cancelled(page, engine, monkeypatch):
         chunks.acquire()
         advance(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "_advance", advance_when_told)
+    monkeypatch.setattr(engine, "_advance", advance_when_told)
+    try:
         page.get_by_role("button", name="Draw").click()
         picture = page.locator(".set").first.locator("img").first
         grey_rows = []
@@ -152,10 +152,12 @@ def test_an_image_grows_and_is_cancelled(page, engine, monkeypatch):
         assert grey_rows[0] > grey_rows[1] > 0
         page.get_by_role("button", name="Cancel").click()
         expect(status(page)).to_have_text("Cancelled. 0 images done.")
-        chunks.release(100)
-        deadline = time.monotonic() + 30
-        while engine.num_busy and time.monotonic() < deadline:
-            time.sleep(0.01)
+    finally:
+        # An engine that waits could not be stopped.
+        chunks.release(1000)
+    deadline = time.monotonic() + 30
+    while engine.num_busy and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert engine.num_busy == 0
     expect(page.locator(".set")).to_have_count(1)
     draw(page, seed=5)
