@@ -107,7 +107,7 @@ def _torch_fidelity(folder: Path, tensors: dict[str, np.ndarray]) -> tuple[Calla
             feature_extractor_weights_path=str(path),
             batch_size=_BATCH_SIZE,
             cuda=False,
-            # It reads images in this process then: JAX has threads, and may hang where it is forked.
+            # It forks no readers then, which may hang beside JAX's threads.
             save_cpu_ram=True,
             cache=False,
             verbose=False,
