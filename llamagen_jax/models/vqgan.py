@@ -29,6 +29,8 @@ class VQGANConfig:
     Attributes:
       attention: where encoder and decoder attend over the whole grid: "lowest" after every block at
         the lowest resolution and in the middle, "middle" only there, or "none".
+      norm_groups: groups of channels that are normalised together, a divisor of base_channels. With
+        as many groups as channels a flat image's colour is lost.
       unit_pixels: the weights see pixels in [0, 1]; images here are in [-1, 1] all the same.
 
     Raises:
@@ -39,6 +41,7 @@ class VQGANConfig:
     channel_multipliers: tuple[int, ...] | list[int] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     attention: str = "lowest"
+    norm_groups: int = 32
     z_channels: int = 256
     codebook_size: int = 16384
     codebook_dim: int = 8
@@ -51,7 +54,8 @@ class VQGANConfig:
     def __post_init__(self):
         # Of JSON they are a list.
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        check_sizes(self, "num_res_blocks", "z_channels", "codebook_size", "codebook_dim")
+        sizes = ("num_res_blocks", "z_channels", "codebook_size", "codebook_dim", "norm_groups")
+        check_sizes(self, *sizes, norm_groups=self.norm_groups)
         for field in ("commitment_weight", "entropy_weight"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
@@ -285,7 +289,7 @@ def _conv(channels, kernel, c: VQGANConfig, *, name=None, strides=1, padding: An
 
 
 def _norm(c: VQGANConfig, name: str):
-    return nn.GroupNorm(32, epsilon=1e-6, dtype=jnp.dtype(c.dtype), name=name)
+    return nn.GroupNorm(c.norm_groups, epsilon=1e-6, dtype=jnp.dtype(c.dtype), name=name)
 
 
 def _entropy_loss(affinities):
