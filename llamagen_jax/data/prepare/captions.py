@@ -28,7 +28,9 @@ def write_captions(
     # A line is a prompt.
     lines = [" ".join(text.split()) for text in itertools.islice(filter(None, found), count)]
     if len(lines) < (count or 1):
-        raise InputError(f"{source!r} has {len(lines)} captions named '{caption}': check --caption")
+        raise InputError(
+            f"{source!r} has {len(lines)} captions named '{caption}': check --caption and --count"
+        )
     with staged(output) as partial:
         partial.write_text("".join(f"{line}\n" for line in lines))
     print(f"wrote {len(lines)} captions to {output}")
