@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo demo-emoji demo-text nightly test
+.PHONY: demo demo-emoji demo-text nightly serve test
 
 demo: .venv/demo
 	$(BIN)/python -m demos.digits
@@ -12,6 +12,12 @@ demo-text: .venv/demo-text
 
 demo-emoji: .venv/demo-emoji
 	$(BIN)/python -m demos.emoji
+
+serve: demo/generator/checkpoints .venv/serve
+	$(BIN)/python -m llamagen_jax.serve --generator demo/generator --port 0
+
+demo/generator/checkpoints:
+	@echo "make serve shows the digits: run make demo first" >&2; exit 1
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -28,8 +34,9 @@ nightly: .venv/test
 .venv/demo: EXTRA = demo
 .venv/demo-emoji: EXTRA = demo,text
 .venv/demo-text: EXTRA = demo,prepare,text
+.venv/serve: EXTRA = serve
 .venv/test: EXTRA = test
-.venv/demo .venv/demo-emoji .venv/demo-text .venv/test: pyproject.toml
+.venv/demo .venv/demo-emoji .venv/demo-text .venv/serve .venv/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
 	touch $@

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from llamagen_jax import seeds, sharding, zoo
 from llamagen_jax.classes import find_class, imagenet_ids, imagenet_names
@@ -21,7 +22,8 @@ from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.sampling import speculative
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.sampling.settings import SamplingSettings
-from llamagen_jax.text.prompts import encode_prompts
+from llamagen_jax.text.encoder import TextEncoder
+from llamagen_jax.text.prompts import encode_prompts, open_encoder
 from llamagen_jax.weights import export, kinds
 
 # Where a caller leaves them open, by the generator's condition; for text the original's settings.
@@ -73,7 +75,7 @@ def _decode(grid: tuple[int, int], size: int | None, tokenizer: ImageTokenizer, 
 
 @dataclasses.dataclass(frozen=True)
 class ImageGenerator:
-    """A generator with all it needs to make images, its weights on every device.
+    """A generator with all it needs to make images.
 
     Attributes:
       name: of the generator, as it was given.
@@ -100,11 +102,14 @@ class ImageGenerator:
         text_encoder: str | None = None,
         draft: str | None = None,
         dtype: str | None = None,
+        mesh: Mesh | None = None,
     ) -> "ImageGenerator":
         """Opens what `zoo.load` finds under these names or paths.
 
         Args:
           dtype: that the transformers compute in; None for that of their configurations.
+          mesh: of `sharding.make_mesh`, which `sharding.DECODING_RULES` split the generator's
+            weights over; all others, and all where it is None, are copied to every device.
 
         Raises:
           InputError: a model is missing, damaged or of another kind, or the two do not fit.
@@ -116,10 +121,12 @@ class ImageGenerator:
         unnamed = not class_names and model.config.num_classes == 1000
         if unnamed or class_names == imagenet_ids():
             class_names = imagenet_names()
-        mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+        mesh = mesh or sharding.make_mesh(data=-1, fsdp=1, tensor=1)
         model, params = model.for_decoding(params)
         everywhere = jax.NamedSharding(mesh, jax.P())
-        params, opened = jax.device_put((params, opened), everywhere)
+        opened = jax.device_put(opened, everywhere)
+        split = sharding.tree_shardings(params, sharding.DECODING_RULES, mesh)
+        params = jax.device_put(params, split)
         opened_draft = None
         if draft:
             draft_model, draft_params = _load_generator(draft, dtype)
@@ -144,10 +151,14 @@ class ImageGenerator:
         return np.array([find(text) for text in wanted], np.int32)
 
     def read(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """What `sample` takes for prompts; opens the text encoder, see `encode_prompts`."""
+        """What `sample` takes for prompts; opens the text encoder for this one call."""
+        return encode_prompts(self.open_text_encoder(), prompts)
+
+    def open_text_encoder(self) -> TextEncoder:
+        """Of `open_encoder`; InputError where the generator was opened without one."""
         if self.text_encoder is None:
             raise InputError(f"{self.name} needs a text encoder, the T5 it was trained with")
-        return encode_prompts(self.text_encoder, self.config, prompts)
+        return open_encoder(self.text_encoder, self.config)
 
     def sample(
         self,

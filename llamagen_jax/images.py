@@ -1,5 +1,6 @@
 """Pixel formats and picture grids."""
 
+import io
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -125,13 +126,28 @@ def _wrap(text: str, width: int, length: Callable[[str], float]) -> list[str]:
 
 
 def save_png(path: Path, image: np.ndarray, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes one uint8 [H, W, 3] image.
+    """Writes one uint8 [H, W, 3] image; `metadata` is that of `encode`."""
+    with staged(path, overwrite=True) as partial:
+        partial.write_bytes(encode(image, "png", metadata))
+
+
+def encode(
+    image: np.ndarray, format: str, metadata: Mapping[str, Any] | None = None, quality: int = 100
+) -> bytes:
+    """The bytes of an image file of one uint8 [H, W, 3] image.
 
     Args:
-      metadata: becomes text chunks, which `PIL.Image.open(path).text` gives back as strings.
+      format: "png", "jpeg" or "webp".
+      metadata: becomes text chunks of a PNG, which `PIL.Image.open(path).text` gives back as
+        strings; other formats have none.
+      quality: 0 to 100, of JPEG and WebP.
     """
-    chunks = PngImagePlugin.PngInfo()
-    for key, value in (metadata or {}).items():
-        chunks.add_text(key, str(value))
-    with staged(path, overwrite=True) as partial:
-        Image.fromarray(image).save(partial, format="png", pnginfo=chunks)
+    buffer = io.BytesIO()
+    if format == "png":
+        chunks = PngImagePlugin.PngInfo()
+        for key, value in (metadata or {}).items():
+            chunks.add_text(key, str(value))
+        Image.fromarray(image).save(buffer, format, pnginfo=chunks)
+    else:
+        Image.fromarray(image).save(buffer, format, quality=quality)
+    return buffer.getvalue()

@@ -25,6 +25,10 @@ LLAMA_RULES: Rules = (
     (r"(out|down)/kernel$", (None, "tensor", "fsdp")),
     (r"output$", ("fsdp", "tensor")),
 )
+# Of `Llama.for_decoding`, whose layers are apart.
+DECODING_RULES: Rules = tuple(
+    (regex, spec[1:] if len(spec) == 3 else spec) for regex, spec in LLAMA_RULES
+)
 T5_RULES: Rules = (
     (r"embedding/embedding$", (None, ("fsdp", "tensor"))),
     (r"(q|k|v|gate|up)/kernel$", (None, "fsdp", "tensor")),

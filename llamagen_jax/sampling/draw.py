@@ -94,5 +94,14 @@ def pick(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     top_p = numbers.top_p if program.filter_top_p else 1.0
     logits = filter_logits(logits / numbers.temperature, program.top_k, top_p)
+    return categorical(keys, logits, index)
+
+
+def categorical(
+    keys: Shaped[AnyArray, " B"],
+    logits: Float[AnyArray, "B V"],
+    index: Integer[AnyArray, " B"],
+) -> Int[Array, " B"]:
+    """The greatest of the logits plus the Gumbel noise of each sample's code number `index`."""
     code_keys = jax.vmap(jax.random.fold_in)(keys, index)
     return jax.vmap(jax.random.categorical)(code_keys, logits).astype(jnp.int32)

@@ -5,7 +5,7 @@ Axes: V vocabulary.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from llamagen_jax.models.layers import AnyArray
 
@@ -19,17 +19,34 @@ def filter_logits(
     """
     logits = jnp.asarray(logits)
     if top_k:
-        logits = jnp.where(logits < kth_largest(logits, top_k), -jnp.inf, logits)
+        logits = keep_top_k(logits, top_k)
     if isinstance(top_p, float) and top_p >= 1:
         return logits
+    return keep_top_p(logits, top_p)
+
+
+def keep_top_k(
+    logits: Float[AnyArray, "*rows V"], k: Integer[AnyArray, "*#rows 1"] | int
+) -> Float[Array, "*rows V"]:
+    """-inf outside the k largest of each row, 1 <= k <= V, and those tied with the last."""
+    return jnp.where(logits < kth_largest(logits, k), -jnp.inf, logits)
+
+
+def keep_top_p(
+    logits: Float[AnyArray, "*rows V"],
+    p: Float[AnyArray, ""] | Float[AnyArray, "*#rows 1"] | float,
+) -> Float[Array, "*rows V"]:
+    """-inf after the first code of each row that brings the probability over p."""
     order = jnp.argsort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1))
-    outside = jnp.cumsum(probs, axis=-1) - probs > top_p
+    outside = jnp.cumsum(probs, axis=-1) - probs > p
     outside = jnp.put_along_axis(jnp.zeros_like(outside), order, outside, axis=-1, inplace=False)
     return jnp.where(outside, -jnp.inf, logits)
 
 
-def kth_largest(values: Float[AnyArray, "*rows V"], k: int) -> Float[Array, "*rows 1"]:
+def kth_largest(
+    values: Float[AnyArray, "*rows V"], k: Integer[AnyArray, "*#rows 1"] | int
+) -> Float[Array, "*rows 1"]:
     """The k-th largest float32 value of each row, 1 <= k <= V, counting equal ones apart.
 
     It is found bit by bit by counting, which is many times faster than a partial sort of a large

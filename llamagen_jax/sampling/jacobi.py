@@ -7,13 +7,15 @@ Axes: B samples, L codes, T condition tokens.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Shaped
 
 from llamagen_jax.models.layers import AnyArray
-from llamagen_jax.models.llama import Llama
+from llamagen_jax.models.llama import Cache, Llama
 from llamagen_jax.sampling import draw, windows
 from llamagen_jax.sampling.draw import Numbers, Program
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -47,16 +49,33 @@ def _decode(model, program: Program, params, condition, condition_mask, keys, nu
     score = functools.partial(windows.score, apply, config.condition_length, condition_mask)
 
     def step(carry):
-        progress, cache = carry
-        places = windows.place(progress, width)
-        progress, cache = windows.verify(score, pick, keys, progress, places, cache)
-        codes = _copy_above(progress.codes, places[:, -1:] + 1, num_columns)
-        return progress._replace(codes=codes), cache
+        return advance(score, pick, keys, width, num_columns, *carry)
 
     cache = decoder.init_cache(2 * B if program.num_guided else B)
     logits, cache = draw.prefill(apply, cache, condition, condition_mask)
     progress = windows.start(pick(keys, logits, jnp.zeros(B, int)), config.code_length)
     return windows.repeat(step, progress, cache, program.num_guided)
+
+
+def advance(
+    score: Callable,
+    pick: Callable,
+    samples: Any,
+    width: int,
+    num_columns: int,
+    progress: Progress,
+    cache: Cache,
+) -> tuple[Progress, Cache]:
+    """One pass over the next `width` codes of each sample; with 1 it is the plain decoder's step.
+
+    Args:
+      score, pick, samples: of `windows.verify`.
+      num_columns: of the grid of codes.
+    """
+    places = windows.place(progress, width)
+    progress, cache = windows.verify(score, pick, samples, progress, places, cache)
+    codes = _copy_above(progress.codes, places[:, -1:] + 1, num_columns)
+    return progress._replace(codes=codes), cache
 
 
 def _copy_above(codes, first, num_columns: int):

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Cache
@@ -78,7 +78,7 @@ def score(
 def verify(
     score: Callable,
     pick: Callable,
-    keys: Shaped[AnyArray, " B"],
+    samples: Any,
     progress: Progress,
     places: Integer[AnyArray, "B W"],
     cache: Cache,
@@ -87,12 +87,14 @@ def verify(
 
     Args:
       score: `score` of a model and its condition.
-      pick: `draw.pick` with the settings.
+      pick: (samples, logits, index) to codes, such as `draw.pick` with the settings.
+      samples: pytree of [B] that `pick` takes of each sample: its key.
     """
     before = jnp.take_along_axis(progress.codes, places - 1, axis=1)
     logits, cache = score(before, places, cache)
     flat = logits.reshape(-1, logits.shape[-1])
-    drawn = pick(jnp.repeat(keys, places.shape[1]), flat, places.ravel())
+    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, places.shape[1]), samples)
+    drawn = pick(repeated, flat, places.ravel())
     return keep(progress, places, drawn.reshape(places.shape)), cache
 
 

@@ -197,21 +197,13 @@ def check_prompts(prompts: Sequence[str], source: str) -> None:
             )
 
 
-def encode_prompts(
-    folder: str | os.PathLike, config: LlamaConfig, prompts: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Loads a text encoder for this one call and encodes.
-
-    The features of a prompt depend neither on the others nor on the number of devices.
+def open_encoder(folder: str | os.PathLike, config: LlamaConfig) -> TextEncoder:
+    """The text encoder of a text-conditional generator.
 
     Args:
       folder: of a T5 from Hugging Face, see `TextEncoder.load`.
-      config: of the text-conditional generator; prompts over its condition_length are cut, with a
-        warning that names them.
-
-    Returns:
-      What `generate` takes: condition, bfloat16 [N, T, caption_dim], and condition_mask, bool
-      [N, T].
+      config: of the generator; prompts over its condition_length are cut, with a warning that names
+        them.
 
     Raises:
       InputError: the encoder cannot be opened, or its features are of another width.
@@ -225,6 +217,16 @@ def encode_prompts(
             f"the text encoder {folder} has features of width {width} but the generator reads "
             f"{config.caption_dim}; name the encoder it was trained with"
         )
+    return encoder
+
+
+def encode_prompts(encoder: TextEncoder, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Features of prompts, which depend neither on the others nor on the number of devices.
+
+    Returns:
+      What `generate` takes: condition, bfloat16 [N, T, caption_dim], and condition_mask, bool
+      [N, T].
+    """
     starts = range(0, len(prompts), encoder.batch_size)
     # Shown only where it takes long.
     bar = tqdm(starts, desc="encoding prompts", unit="batch", delay=2)

@@ -74,6 +74,10 @@ class T5Tokenizer:
             logging.warning("captions cut to %d tokens: %s", length, ", ".join(cut))
         return tokens, mask
 
+    def num_tokens(self, text: str) -> int:
+        """How many tokens a text has, the end token among them."""
+        return len(self._encode(text)) + 1
+
     def _encode(self, text: str) -> list[int]:
         ids = []
         for part in _SPECIAL.split(text):

@@ -1,0 +1,188 @@
+"""Serves images of a generator over HTTP: OpenAI's images API, and a page for browsers at /.
+
+python -m llamagen_jax.serve --generator runs/c2i
+python -m llamagen_jax.serve --generator c2i_L_384.pt --tokenizer vq_ds16_c2i.pt --slots 32
+"""
+
+import argparse
+import ipaddress
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from absl import logging
+
+from llamagen_jax import commands, compilation_cache, sharding, zoo
+from llamagen_jax.errors import InputError, naming, one_line_errors
+from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.weights import export
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command until SIGTERM or SIGINT; the requests that it has are served first."""
+    args = _parser().parse_args(argv)
+    compilation_cache.enable()
+    with one_line_errors():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Opens the models and serves; InputError says in one line what is wrong with `args`."""
+    try:
+        import uvicorn
+
+        from llamagen_jax.serve.engine import Engine
+        from llamagen_jax.serve.http import create_app
+    except ImportError as error:
+        raise InputError(
+            f'serving needs {error.name}: pip install "llamagen_jax[serve]"'
+        ) from error
+    with naming("--generator"):
+        zoo.check_known(args.generator)
+    recorded = export.recorded(args.generator)
+    tokenizer = args.tokenizer or recorded.get("tokenizer")
+    text_encoder = args.text_encoder or recorded.get("text_encoder") or None
+    if not tokenizer:
+        raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
+    keys = _keys(args.api_key_file) if args.api_key_file else []
+    if not keys and not _is_loopback(args.host):
+        raise InputError(
+            f"--host {args.host} lets other machines in: give --api-key-file, or stay on 127.0.0.1"
+        )
+    with _listen(args.host, args.port) as listener:
+        mesh = sharding.make_mesh(args.data, args.fsdp, args.tensor)
+        generator = ImageGenerator.open(
+            args.generator, tokenizer, text_encoder, dtype=args.dtype, mesh=mesh
+        )
+        engine = Engine(
+            generator, mesh, num_slots=args.slots, chunk=args.chunk, max_waiting=args.max_waiting
+        )
+        app = create_app(
+            engine,
+            api_keys=keys,
+            max_n=args.max_n,
+            timeout=args.timeout,
+            log_prompts=args.log_prompts,
+        )
+        # From here on, so that opening the models stays quiet.
+        logging.set_verbosity(logging.INFO)
+        host, port = listener.getsockname()[:2]
+        print(f"serving {args.generator} at http://{host}:{port}", flush=True)
+        config = uvicorn.Config(app, log_level="warning", access_log=False)
+        # The server has its own answer to these, and would raise them again at its end.
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        uvicorn.Server(config).run(sockets=[listener])
+    if engine.failure:
+        sys.exit("error: the engine has failed; the log above says why")
+
+
+def _keys(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--api-key-file: {path} cannot be read: {error}") from error
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise InputError(f"--api-key-file: {path} holds no key; write one per line")
+    return keys
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=_family(host))
+    except OSError as error:
+        raise InputError(
+            f"cannot listen at {host} port {port}: {error.strerror}; choose another --port, or 0 "
+            "for a free one"
+        ) from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = commands.Parser(
+        prog="python -m llamagen_jax.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    weights = parser.add_argument_group("weights", "as of sample.py")
+    weights.add_argument("--generator", type=commands.path, required=True, help="the transformer")
+    weights.add_argument(
+        "--tokenizer", type=commands.path, help="the VQGAN (the one that a work folder's run named)"
+    )
+    weights.add_argument(
+        "--text-encoder",
+        type=commands.path,
+        metavar="FOLDER",
+        help="for prompts: the T5 (the one that a work folder's run named)",
+    )
+    weights.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="that the transformer computes in (as it was trained)",
+    )
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--slots", type=commands.whole, default=16, help="images drawn at a time (16)"
+    )
+    engine.add_argument(
+        "--chunk",
+        type=commands.whole,
+        metavar="STEPS",
+        help="steps after which requests enter and leave (as many as a row has codes)",
+    )
+    engine.add_argument(
+        "--max-waiting",
+        type=commands.whole_or_zero,
+        default=64,
+        metavar="IMAGES",
+        help="that wait for a slot; more are refused with status 429 (64)",
+    )
+    for axis, default, what in (
+        ("data", -1, "ways the slots are split while weights are copied; -1 for what is left"),
+        ("fsdp", 1, "ways both slots and weights are split"),
+        ("tensor", 1, "ways the weights alone are split"),
+    ):
+        engine.add_argument(
+            f"--{axis}", type=int, default=default, metavar="N", help=f"{what} ({default})"
+        )
+    http = parser.add_argument_group("HTTP")
+    http.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    http.add_argument(
+        "--port", type=commands.whole_or_zero, default=8000, help="0 for a free one (8000)"
+    )
+    http.add_argument(
+        "--api-key-file",
+        type=commands.path,
+        metavar="FILE",
+        help="keys, one per line, of which a client must send one (no key is asked for)",
+    )
+    http.add_argument(
+        "--max-n", type=commands.whole, default=10, help="images that a request may ask for (10)"
+    )
+    http.add_argument(
+        "--timeout",
+        type=commands.number,
+        default=600.0,
+        metavar="SECONDS",
+        help="that a request may take (600)",
+    )
+    http.add_argument(
+        "--log-prompts", action="store_true", help="tell prompts in the log (they are not)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

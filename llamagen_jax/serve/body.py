@@ -1,0 +1,170 @@
+"""What a client may ask for: the body of OpenAI's image requests and our own fields beside.
+
+Source of the fields: github.com/openai/openai-python, `images.generate`.
+"""
+
+import json
+import math
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llamagen_jax import seeds
+from llamagen_jax.errors import InputError, nearest
+from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.sampling.settings import SamplingSettings
+from llamagen_jax.text.prompts import check_prompts
+
+_MAX_PARTIAL_IMAGES = 3
+
+
+class ApiError(Exception):
+    """What a request is answered with when it is not served, in OpenAI's shape.
+
+    Attributes:
+      status: of HTTP.
+      param: the field at fault, or None.
+      code: a word for programs.
+      headers: of HTTP.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        # A message may quote letters that are none.
+        message = str(self).encode("utf-8", "backslashreplace").decode()
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class ImagesBody(BaseModel):
+    """Body of POST /v1/images/generations; null stands for the default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str | int
+    model: str | None = None
+    n: int | None = None
+    size: str | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    stream: bool | None = None
+    partial_images: Annotated[int, Field(ge=0, le=_MAX_PARTIAL_IMAGES)] | None = None
+    # Of models that do not run here.
+    quality: str | None = None
+    style: str | None = None
+    background: Literal["auto", "opaque"] | None = None
+    moderation: str | None = None
+    user: str | None = None
+    # Our own.
+    partial_rows: bool | None = None
+    seed: int | str | None = None
+    guidance_scale: float | None = None
+    guidance_interval: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    greedy: bool | None = None
+    decoder: Literal["plain", "jacobi", "auto"] | None = None
+
+
+def parse(data: bytes) -> ImagesBody:
+    """The body of a request; ApiError names the field that is wrong."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        message = f"the body is no JSON: {error}"
+        raise ApiError(400, message, code="invalid_json") from error
+    if not isinstance(values, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    for name in values:
+        if name not in ImagesBody.model_fields:
+            known = nearest(name, ImagesBody.model_fields)
+            message = f"there is no field '{name}'; {known}"
+            raise ApiError(400, message, param=name, code="unknown_parameter")
+    try:
+        return ImagesBody(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        param = str(first["loc"][0])
+        message = f"{param}: {first['msg']}"
+        raise ApiError(400, message, param=param, code="invalid_value") from error
+
+
+def settings_of(body: ImagesBody, generator: ImageGenerator, max_n: int) -> list[SamplingSettings]:
+    """The settings of each image: image i has seed + i, so that it can be made again alone.
+
+    Raises:
+      ApiError: a value is out of its range.
+    """
+    count = 1 if body.n is None else body.n
+    if not 1 <= count <= max_n:
+        raise ApiError(400, f"n must be from 1 to {max_n}", param="n", code="invalid_value")
+    names = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p", "greedy")
+    fields = {name: getattr(body, name) for name in (*names, "decoder")}
+    first = secrets.randbits(32) if body.seed is None else _whole(body.seed)
+    try:
+        seeds.check(first, "seed")
+        settings = [generator.settings(seed=(first + i) % 2**64, **fields) for i in range(count)]
+    except InputError as error:
+        param = str(error).partition("=")[0]
+        raise ApiError(400, str(error), param=param, code="invalid_value") from error
+    if max(settings[0].top_k, settings[0].guidance_interval or 0) >= 2**31:
+        raise ApiError(400, "top_k and guidance_interval must be below 2^31", code="invalid_value")
+    return settings
+
+
+def _whole(seed: int | str) -> Any:
+    """A seed of 64 bits may come as a string, since JavaScript's numbers hold 53."""
+    digits = isinstance(seed, str) and seed.isascii() and seed.isdigit() and len(seed) <= 20
+    return int(seed) if digits else seed
+
+
+def subject_of(body: ImagesBody, generator: ImageGenerator) -> int | str:
+    """The label or the prompt; ApiError where it is none."""
+    try:
+        if generator.config.condition == "class":
+            return int(generator.labels([str(body.prompt)])[0])
+        prompt = str(body.prompt)
+        check_prompts([prompt], "the request")
+    except InputError as error:
+        raise ApiError(400, str(error), param="prompt", code="invalid_value") from error
+    return prompt
+
+
+def check_model(model: str | None, name: str) -> None:
+    """Refuses another model than this server's."""
+    if model not in (None, name):
+        message = f"there is no model '{model}'; this server has '{name}'"
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def check_size(body: ImagesBody, name: str, size: str) -> None:
+    """Refuses another size than the model's."""
+    if body.size not in (None, "auto", size):
+        message = f"'{name}' makes images of {size}, not of '{body.size}'"
+        raise ApiError(400, message, param="size", code="invalid_value")
+
+
+def partial_at(body: ImagesBody, grid: tuple[int, int]) -> list[int]:
+    """After how many codes a partial picture is due."""
+    rows, columns = grid
+    if not body.stream:
+        return []
+    if body.partial_rows:
+        return [columns * row for row in range(1, rows)]
+    count = body.partial_images or 0
+    return [math.ceil(rows * columns * (2 * i + 1) / (2 * count + 2)) for i in range(count)]

@@ -1,0 +1,466 @@
+"""Draws the images of many requests at once: each enters when a slot is free and leaves when done.
+
+Threads work beside the callers': one draws codes, chunk after chunk, one turns the codes of images
+that are done, or partly done, into pixels, and one reads prompts.
+
+Axes: L codes, T condition tokens, C width of text features, H W pixels.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from llamagen_jax import sharding
+from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.images import to_uint8
+from llamagen_jax.sampling import jacobi
+from llamagen_jax.sampling.generate import choose_decoder
+from llamagen_jax.sampling.settings import SamplingSettings
+from llamagen_jax.serve import slots
+from llamagen_jax.text.captions import clean
+from llamagen_jax.text.prompts import encode_prompts
+
+# Of the pixels whose codes are not drawn yet.
+_GREY = 128
+
+
+class FullError(Exception):
+    """No more images may wait.
+
+    Attributes:
+      seconds: after which it is worth to ask again.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__("too many images are waiting")
+        self.seconds = seconds
+
+
+class StoppedError(Exception):
+    """The engine draws no more images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image that is done, or what there is of it; other pixels are grey.
+
+    Attributes:
+      index: of the image in its request.
+      partial: number of the partial picture, from 0; None for the whole image.
+      image: uint8 [H, W, 3].
+    """
+
+    index: int
+    partial: int | None
+    image: np.ndarray
+
+
+# Called from the engine's threads, in the order of an image's pictures.
+Deliver = Callable[[Picture | Exception], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Images of one condition.
+
+    Attributes:
+      subject: a label, or a prompt that `text.prompts.check_prompts` lets pass.
+      settings: of each image, whose sample id is 0.
+      partial_at: after how many codes a partial picture is wanted, ascending.
+      skip: whether a partial picture is left out where a later one of the image is there already.
+    """
+
+    subject: int | str
+    settings: Sequence[SamplingSettings]
+    partial_at: Sequence[int] = ()
+    skip: bool = False
+
+
+class Ticket:
+    """A request that the engine has taken.
+
+    Attributes:
+      condition: what `generate` takes for one sample: "condition", an int label [] or text features
+        [T, C], and for text "condition_mask", bool [T]; None until the prompt is read.
+    """
+
+    def __init__(self, request: Request, deliver: Deliver):
+        self.request, self.deliver = request, deliver
+        self.cancelled = False
+        self.condition: dict[str, np.ndarray] | None = None
+        if not isinstance(request.subject, str):
+            self.condition = {"condition": np.array(request.subject, np.int32)}
+
+    def cancel(self) -> None:
+        """Draws its images no further; what is on the way may still be delivered."""
+        self.cancelled = True
+
+
+@dataclasses.dataclass(eq=False)
+class _Image:
+    """An image that waits or is in a slot."""
+
+    ticket: Ticket
+    index: int
+    sample: slots.Samples
+    done: int = 0
+    partials: int = 0
+
+    @property
+    def settings(self) -> SamplingSettings:
+        return self.ticket.request.settings[self.index]
+
+
+@dataclasses.dataclass
+class Counts:
+    """What an engine has done since it was made.
+
+    Attributes:
+      images: whole images that were delivered.
+      passes: of the model over all slots.
+      seconds: that these passes took.
+    """
+
+    images: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+
+
+class Engine:
+    """Slots for the images of one generator, with a queue before them.
+
+    Attributes:
+      generator: that draws.
+      encoder: that reads prompts for it; None for classes.
+      num_slots: images that are drawn at a time.
+      counts: for whoever watches.
+      failure: what ended the engine, or None.
+    """
+
+    def __init__(
+        self,
+        generator: ImageGenerator,
+        mesh: Mesh,
+        *,
+        num_slots: int = 16,
+        chunk: int | None = None,
+        max_waiting: int = 64,
+    ):
+        """Takes the memory of all slots; draws nothing before `start`.
+
+        Args:
+          mesh: that the generator was opened on.
+          num_slots: rounded up to a multiple of the ways that the mesh splits a batch.
+          chunk: passes of the model after which requests may enter and leave; None for as many as
+            the grid of codes has columns.
+          max_waiting: images that may wait for a slot.
+
+        Raises:
+          InputError: the text encoder cannot be opened, or the mesh does not divide the heads.
+        """
+        num_slots += -num_slots % (mesh.shape["data"] * mesh.shape["fsdp"])
+        self.generator, self.num_slots = generator, num_slots
+        is_text = generator.config.condition == "text"
+        self.encoder = generator.open_text_encoder() if is_text else None
+        self.max_waiting, self.chunk = max_waiting, chunk or generator.config.grid[1]
+        self.counts, self.failure = Counts(), None
+        self._weights = sum(leaf.nbytes for leaf in jax.tree.leaves(generator.params))
+        init = functools.partial(slots.empty, generator.model, num_slots)
+        self._slots = sharding.sharded_init(init, slots.RULES, mesh)
+        # Kept where they are, so that every call runs the same programs in place.
+        places = jax.tree.map(lambda leaf: leaf.sharding, self._slots)
+        in_place = {"donate_argnames": "slots", "out_shardings": places}
+        self._enter_slots = jax.jit(slots.enter, static_argnames="model", **in_place)
+        static = ("model", "passes", "width", "guided")
+        self._advance_slots = jax.jit(slots.advance, static_argnames=static, **in_place)
+        # On one device, since programs of several that run at once wait for each other.
+        self._tokenizer = jax.device_put(generator.tokenizer, mesh.devices.flat[0])
+        self._images: list[_Image | None] = [None] * num_slots
+        self._reading: collections.deque[list[_Image]] = collections.deque()
+        self._waiting: collections.deque[_Image] = collections.deque()
+        self._decoding: collections.deque[tuple[_Image, int | None, int, np.ndarray]]
+        self._decoding = collections.deque()
+        self._changed = threading.Condition()
+        self._ready = self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._guard, args=(work,), name=work.__name__, daemon=True)
+            for work in (self._read, self._draw, self._decode)
+        ]
+
+    @property
+    def ready(self) -> bool:
+        """Whether images are drawn as soon as they are asked for."""
+        return self._ready and not self._stopping
+
+    def start(self) -> None:
+        """Starts the threads; drawing begins once all programs that it needs are compiled."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends the threads; requests that are not done are told `StoppedError`."""
+        self._end(StoppedError("the server is shutting down"))
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def submit(self, request: Request, deliver: Deliver) -> Ticket:
+        """Puts all images of a request into the queue.
+
+        Args:
+          deliver: is given every picture, or one exception after which nothing follows.
+
+        Raises:
+          FullError: more images would wait than may.
+          StoppedError: the engine was stopped, or has failed.
+        """
+        ticket, config = Ticket(request, deliver), self.generator.config
+        images = [
+            _Image(ticket, index, slots.sample_of(settings, 0, config))
+            for index, settings in enumerate(request.settings)
+        ]
+        with self._changed:
+            if self._stopping:
+                raise StoppedError("the server is shutting down")
+            self._drop_cancelled()
+            free = self._images.count(None)
+            if self.num_waiting + len(images) > self.max_waiting + free:
+                raise FullError(self._seconds_until_free())
+            if ticket.condition:
+                self._waiting.extend(images)
+            else:
+                self._reading.append(images)
+            self._changed.notify_all()
+        return ticket
+
+    def too_long(self, prompt: str) -> str:
+        """What to say of a prompt that would be cut; "" for others."""
+        if not self.encoder:
+            return ""
+        num_tokens = self.encoder.tokenizer.num_tokens(clean(prompt))
+        if num_tokens <= self.encoder.length:
+            return ""
+        return f"the prompt has {num_tokens} tokens; the model reads {self.encoder.length}"
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for their prompt to be read, for a slot, or for their pixels."""
+        unread = sum(map(len, self._reading))
+        finals = sum(partial is None for _, partial, _, _ in self._decoding)
+        return unread + len(self._waiting) + finals
+
+    @property
+    def num_busy(self) -> int:
+        """Slots that hold an image."""
+        return self.num_slots - self._images.count(None)
+
+    def _seconds_until_free(self) -> float:
+        per_pass = self.counts.seconds / max(self.counts.passes, 1)
+        return max(1.0, per_pass * self.generator.config.code_length)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """A thread of the engine: what ends it unexpectedly ends the engine."""
+        try:
+            work()
+        except Exception as error:
+            logging.exception("the engine has failed")
+            self.failure = error
+            self._end(StoppedError("the engine has failed; the server's log says why"))
+
+    def _end(self, error: StoppedError) -> None:
+        with self._changed:
+            self._stopping = True
+            held = [image for image in self._images if image]
+            held += itertools.chain(*self._reading, self._waiting)
+            held += [image for image, *_ in self._decoding]
+            self._reading.clear()
+            self._waiting.clear()
+            self._decoding.clear()
+            self._images = [None] * self.num_slots
+            self._changed.notify_all()
+        for ticket in dict.fromkeys(image.ticket for image in held):
+            if not ticket.cancelled:
+                ticket.cancel()
+                ticket.deliver(error)
+
+    def _warm_up(self) -> None:
+        config = self.generator.config
+        subject = "a word" if self.encoder else 0
+        ticket = Ticket(Request(subject, [SamplingSettings(seed=0)]), lambda picture: None)
+        image = _Image(ticket, 0, slots.sample_of(ticket.request.settings[0], 0, config))
+        self._encode([ticket])
+        size = 1
+        while size < 2 * self.num_slots:
+            self._enter([image] * min(size, self.num_slots), [self.num_slots] * size)
+            size *= 2
+        for guided in (True, False):
+            self._advance(width=1, guided=guided)
+        self._pixels(np.zeros(config.code_length, np.int32))
+
+    def _read(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopping and not self._reading:
+                    self._changed.wait()
+                if self._stopping or not self.encoder:
+                    return
+                size = min(len(self._reading), self.encoder.batch_size)
+                read = list(itertools.islice(self._reading, size))
+            self._encode([images[0].ticket for images in read])
+            with self._changed:
+                for images in read if self._reading else ():
+                    self._reading.popleft()
+                    self._waiting.extend(images)
+                self._changed.notify_all()
+
+    def _encode(self, tickets: Sequence[Ticket]) -> None:
+        """Reads the prompts of tickets that have some, at most a batch of the text encoder."""
+        if not self.encoder:
+            return
+        prompts = [str(ticket.request.subject) for ticket in tickets]
+        read = encode_prompts(self.encoder, prompts)
+        for i, ticket in enumerate(tickets):
+            ticket.condition = {name: rows[i] for name, rows in read.items()}
+
+    def _draw(self) -> None:
+        self._warm_up()
+        self._ready = True
+        while True:
+            with self._changed:
+                self._drop_cancelled()
+                while not self._stopping and not self._waiting and not any(self._images):
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                entering = self._fill()
+            if entering:
+                images, places = zip(*entering, strict=True)
+                self._enter(images, places)
+            start = time.monotonic()
+            active = [image for image in self._images if image]
+            length = self.generator.config.code_length
+            guided = any(image.done < image.settings.num_guided(length) for image in active)
+            self._advance(self._width(active), guided)
+            codes, done = jax.device_get(self._slots.progress[:2])
+            self.counts.passes += self.chunk
+            self.counts.seconds += time.monotonic() - start
+            with self._changed:
+                self._collect(codes, done)
+
+    def _fill(self) -> list[tuple[_Image, int]]:
+        """Gives waiting images the free slots."""
+        entering = []
+        for place, held in enumerate(self._images):
+            if held is None and self._waiting:
+                image = self._images[place] = self._waiting.popleft()
+                entering.append((image, place))
+        return entering
+
+    def _drop_cancelled(self) -> None:
+        for place, image in enumerate(self._images):
+            if image and image.ticket.cancelled:
+                self._images[place] = None
+        waiting = [image for image in self._waiting if not image.ticket.cancelled]
+        self._waiting = collections.deque(waiting)
+
+    def _enter(self, images: Sequence[_Image], places: Sequence[int]) -> None:
+        """Prefills images, in a batch of one of few sizes."""
+        size = 1 << (len(images) - 1).bit_length()
+        filled = [*images, *[images[0]] * (size - len(images))]
+        conditions = [image.ticket.condition for image in filled]
+        assert conditions[0] is not None
+        rows = {name: np.stack([c[name] for c in conditions if c]) for name in conditions[0]}
+        samples = zip(*(image.sample for image in filled), strict=True)
+        self._slots = self._enter_slots(
+            self.generator.model,
+            self.generator.params,
+            self._slots,
+            np.array([*places, *[self.num_slots] * size], np.int32)[:size],
+            rows["condition"],
+            rows.get("condition_mask"),
+            slots.Samples(*map(np.concatenate, samples)),
+        )
+        for image in images:
+            image.done = 1
+
+    def _advance(self, width: int, guided: bool) -> None:
+        self._slots = self._advance_slots(
+            self.generator.model,
+            self.generator.params,
+            self._slots,
+            passes=self.chunk,
+            width=width,
+            guided=guided,
+        )
+
+    def _width(self, active: Sequence[_Image]) -> int:
+        """Codes in a pass: several where all that are drawn now ask for it, or it pays."""
+        for image in active:
+            if choose_decoder(image.settings, len(active), self._weights, False) == "plain":
+                return 1
+        return min(jacobi.WINDOW, self.generator.config.code_length - 1)
+
+    def _collect(self, codes: np.ndarray, done: np.ndarray) -> None:
+        """Hands images that are done, and partial pictures that are due, to the decoding thread."""
+        for place, image in enumerate(self._images):
+            if image is None or image.ticket.cancelled:
+                continue
+            image.done = int(done[place])
+            whole = image.done == self.generator.config.code_length
+            partial_at = image.ticket.request.partial_at
+            while image.partials < len(partial_at) and partial_at[image.partials] <= image.done:
+                item = image, image.partials, image.done, codes[place]
+                self._decoding.append(item)
+                image.partials += 1
+            if whole:
+                self._decoding.append((image, None, image.done, codes[place]))
+                self._images[place] = None
+        self._changed.notify_all()
+
+    def _decode(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopping and not self._decoding:
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                image, partial, done, codes = self._decoding.popleft()
+                ticket = image.ticket
+                stale = ticket.request.skip and partial is not None
+                stale = stale and any(later is image for later, *_ in self._decoding)
+            if ticket.cancelled or stale:
+                continue
+            picture = self._pixels(codes)
+            if partial is None:
+                self.counts.images += 1
+            else:
+                picture = np.where(self._drawn(done)[..., None], picture, np.uint8(_GREY))
+            ticket.deliver(Picture(image.index, partial, picture))
+
+    def _pixels(self, codes: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] of codes [L]; of one image at a time, so that its bytes depend on no
+        other's."""
+        images = _decode(self.generator.config.grid, self._tokenizer, codes)
+        return to_uint8(images)[0]
+
+    def _drawn(self, done: int) -> np.ndarray:
+        """bool [H, W], the pixels of the first `done` codes."""
+        rows, columns = self.generator.config.grid
+        drawn = (np.arange(rows * columns) < done).reshape(rows, columns)
+        patch = np.ones((self.generator.tokenizer.downsampling,) * 2, bool)
+        return np.kron(drawn, patch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(grid: tuple[int, int], tokenizer: Any, codes: jax.Array) -> jax.Array:
+    return tokenizer.decode(codes.reshape(1, *grid))

@@ -1,0 +1,376 @@
+"""OpenAI's images API over HTTP, and the page that uses it."""
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import prometheus_client
+from absl import logging
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from starlette.exceptions import HTTPException
+
+from llamagen_jax.images import encode
+from llamagen_jax.sampling.options import SETTINGS
+from llamagen_jax.serve import body as bodies
+from llamagen_jax.serve import engine as engines
+from llamagen_jax.serve.body import ApiError, ImagesBody
+from llamagen_jax.serve.engine import Engine, FullError, Picture, StoppedError
+
+_MAX_BODY_BYTES = 2**20
+_PAGE = Path(__file__).with_name("page")
+# How soon a client that hung up is noticed while nothing can be sent to it.
+_POLL_SECONDS = 0.25
+
+
+def create_app(
+    engine: Engine,
+    *,
+    api_keys: Sequence[str] = (),
+    max_n: int = 10,
+    timeout: float = 600,
+    log_prompts: bool = False,
+) -> FastAPI:
+    """The application; it starts the engine when it starts, and stops it when it ends.
+
+    Args:
+      api_keys: one of which a client must send; () lets everyone in.
+      max_n: images that a request may ask for.
+      timeout: seconds that a request may take.
+      log_prompts: whether the log tells prompts.
+    """
+    service = _Service(engine, max_n, timeout, log_prompts)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await asyncio.to_thread(engine.stop)
+
+    # The pages that document it would fetch scripts from elsewhere.
+    app = FastAPI(title="llamagen_jax", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_exception_handler(ApiError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_error)
+    app.add_exception_handler(Exception, _answer_error)
+    guarded = [Depends(_key_check(api_keys))]
+
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:
+        policy = "default-src 'self'; img-src 'self' data: blob:"
+        return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": policy})
+
+    app.mount("/page", StaticFiles(directory=_PAGE))
+
+    @app.get("/healthz")
+    def health() -> dict[str, str]:
+        if engine.failure:
+            raise ApiError(503, f"the engine has failed: {engine.failure}", code="failed")
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readiness() -> dict[str, str]:
+        if not engine.ready:
+            raise ApiError(503, "the server is not ready", code="not_ready")
+        return {"status": "ready"}
+
+    @app.get("/metrics", dependencies=guarded)
+    def metrics() -> Response:
+        text = prometheus_client.generate_latest(service.registry)
+        return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models", dependencies=guarded)
+    def models() -> dict[str, Any]:
+        return {"object": "list", "data": [service.about]}
+
+    @app.get("/v1/models/{name}", dependencies=guarded)
+    def model(name: str) -> dict[str, Any]:
+        bodies.check_model(name, service.name)
+        return service.about
+
+    @app.post("/v1/images/generations", dependencies=guarded)
+    async def generate(request: Request) -> Response:
+        return await service.generate(request)
+
+    return app
+
+
+def _key_check(api_keys: Sequence[str]) -> Any:
+    def check(request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if api_keys and not any(hmac.compare_digest(given, key.encode()) for key in api_keys):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    return check
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = ApiError(error.status_code, str(error.detail))
+    if not isinstance(error, ApiError):
+        logging.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        error = ApiError(500, "the server has a fault; its log says which", code="fault")
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+class _Service:
+    """What the routes share.
+
+    Attributes:
+      name: of the model, the last part of the generator's path or name.
+      size: of its images, as "WIDTHxHEIGHT".
+      about: the model's entry in /v1/models.
+      registry: of its metrics.
+    """
+
+    def __init__(self, engine: Engine, max_n: int, timeout: float, log_prompts: bool):
+        self._engine, self._max_n, self._timeout = engine, max_n, timeout
+        self._log_prompts = log_prompts
+        generator = engine.generator
+        rows, columns = (side * generator.tokenizer.downsampling for side in generator.config.grid)
+        self.name, self.size = Path(generator.name).name, f"{columns}x{rows}"
+        defaults = generator.settings(seed=0)
+        self.about = {
+            "id": self.name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "llamagen_jax",
+            "condition": generator.config.condition,
+            "class_names": list(generator.class_names),
+            "num_classes": generator.config.num_classes,
+            "size": self.size,
+            "grid": list(generator.config.grid),
+            "defaults": {name: getattr(defaults, name) for name in SETTINGS if name != "seed"},
+            "max_n": max_n,
+        }
+        self.registry = prometheus_client.CollectorRegistry()
+        self.registry.register(_EngineMetrics(engine))
+        self._answers = prometheus_client.Counter(
+            "llamagen_requests", "Requests by status", ["status"], registry=self.registry
+        )
+        self._seconds = prometheus_client.Histogram(
+            "llamagen_request_seconds",
+            "Seconds from a request to its last image",
+            buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, math.inf),
+            registry=self.registry,
+        )
+
+    async def generate(self, request: Request) -> Response:
+        start = time.monotonic()
+        try:
+            body = bodies.parse(await _read_body(request))
+            drawing = self._submit(body)
+        except ApiError as error:
+            self._tell(start, error.status, None)
+            raise
+        if body.stream:
+            return StreamingResponse(
+                self._stream(request, body, drawing, start),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-store"},
+            )
+        data: list[dict] = [{} for _ in drawing.settings]
+        try:
+            async for picture in drawing.pictures(request, start + self._timeout):
+                data[picture.index] = await asyncio.to_thread(self._picture, body, drawing, picture)
+        except ApiError as error:
+            self._tell(start, error.status, body)
+            raise
+        self._tell(start, 200, body)
+        return JSONResponse(
+            {
+                "created": int(time.time()),
+                "data": data,
+                "usage": self._usage(len(data)),
+                **self._described(body),
+            }
+        )
+
+    def _submit(self, body: ImagesBody) -> "_Drawing":
+        """Puts a request into the engine's queue, unless something is wrong with it."""
+        generator = self._engine.generator
+        bodies.check_model(body.model, self.name)
+        bodies.check_size(body, self.name, self.size)
+        settings = bodies.settings_of(body, generator, self._max_n)
+        subject = bodies.subject_of(body, generator)
+        if isinstance(subject, str) and (message := self._engine.too_long(subject)):
+            raise ApiError(400, message, param="prompt", code="string_above_max_length")
+        request = engines.Request(
+            subject,
+            settings,
+            bodies.partial_at(body, generator.config.grid),
+            skip=bool(body.partial_rows),
+        )
+        try:
+            return _Drawing(self._engine, request)
+        except FullError as error:
+            seconds = str(math.ceil(error.seconds))
+            raise ApiError(
+                429,
+                f"too many images are waiting; try again in {seconds} s",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": seconds},
+            ) from error
+        except StoppedError as error:
+            raise ApiError(503, str(error), code="unavailable") from error
+
+    async def _stream(
+        self, request: Request, body: ImagesBody, drawing: "_Drawing", start: float
+    ) -> AsyncIterator[str]:
+        """Server-sent events."""
+        status = 499
+        try:
+            async for picture in drawing.pictures(request, start + self._timeout):
+                whole = picture.partial is None
+                kind = "completed" if whole else "partial_image"
+                event = {
+                    "type": f"image_generation.{kind}",
+                    "created_at": int(time.time()),
+                    "image_index": picture.index,
+                    **self._described(body),
+                    **await asyncio.to_thread(self._picture, body, drawing, picture),
+                }
+                if whole:
+                    event["usage"] = self._usage(1)
+                else:
+                    event["partial_image_index"] = picture.partial
+                yield _event(event["type"], event)
+            status = 200
+        except ApiError as error:
+            status = error.status
+            yield _event("error", error.body())
+        finally:
+            drawing.ticket.cancel()
+            self._tell(start, status, body)
+
+    def _picture(self, body: ImagesBody, drawing: "_Drawing", picture: Picture) -> dict[str, Any]:
+        """An image's fields in an answer."""
+        settings, format = drawing.settings[picture.index], body.output_format or "png"
+        shown = {name: value for name in SETTINGS if (value := getattr(settings, name)) is not None}
+        kind = "prompt" if isinstance(drawing.subject, str) else "label"
+        metadata = {kind: drawing.subject, **shown, "generator": self.name}
+        quality = 100 if body.output_compression is None else body.output_compression
+        data = encode(picture.image, format, metadata, quality)
+        text = base64.b64encode(data).decode()
+        if body.response_format == "url":
+            return {"url": f"data:image/{format};base64,{text}", "seed": settings.seed}
+        return {"b64_json": text, "seed": settings.seed}
+
+    def _described(self, body: ImagesBody) -> dict[str, Any]:
+        return {
+            "background": "opaque",
+            "output_format": body.output_format or "png",
+            "quality": body.quality or "auto",
+            "size": self.size,
+        }
+
+    def _usage(self, num_images: int) -> dict[str, Any]:
+        config = self._engine.generator.config
+        read, drawn = config.condition_length, num_images * config.code_length
+        return {
+            "input_tokens": read,
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": read},
+            "output_tokens": drawn,
+            "total_tokens": read + drawn,
+        }
+
+    def _tell(self, start: float, status: int, body: ImagesBody | None) -> None:
+        """Counts and logs an answer."""
+        seconds = time.monotonic() - start
+        self._answers.labels(str(status)).inc()
+        if status == 200:
+            self._seconds.observe(seconds)
+        asked = "" if body is None else f", n={body.n or 1}"
+        if body is not None and self._log_prompts:
+            asked += f", prompt={str(body.prompt)[:200]!r}"
+        logging.info("images: %d in %.2f s%s", status, seconds, asked)
+
+
+class _Drawing:
+    """A request in the engine, and what has been delivered of it to this event loop."""
+
+    def __init__(self, engine: Engine, request: engines.Request):
+        self.settings, self.subject = request.settings, request.subject
+        loop, self._delivered = asyncio.get_running_loop(), asyncio.Queue()
+
+        def deliver(item: Picture | Exception) -> None:
+            # A loop that is closed has nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._delivered.put_nowait, item)
+
+        self.ticket = engine.submit(request, deliver)
+
+    async def pictures(self, request: Request, deadline: float) -> AsyncIterator[Picture]:
+        """All pictures as they come; ends early, and frees the slots, when the client hangs up.
+
+        Raises:
+          ApiError: the engine was stopped, or the deadline is over.
+        """
+        missing = len(self.settings)
+        try:
+            while missing:
+                try:
+                    item = await asyncio.wait_for(self._delivered.get(), _POLL_SECONDS)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        raise ApiError(499, "the client has hung up") from None
+                    if time.monotonic() > deadline:
+                        message = "the images took too long; ask for fewer"
+                        raise ApiError(504, message, code="timeout") from None
+                    continue
+                if isinstance(item, Exception):
+                    raise ApiError(503, str(item), code="unavailable")
+                missing -= item.partial is None
+                yield item
+        finally:
+            self.ticket.cancel()
+
+
+class _EngineMetrics:
+    """What an engine says of itself whenever it is asked."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def collect(self) -> list[Any]:
+        engine, counts = self._engine, self._engine.counts
+        gauges = {
+            "llamagen_queue_images": ("Images that wait", engine.num_waiting),
+            "llamagen_slots": ("Images that can be drawn at a time", engine.num_slots),
+            "llamagen_slots_busy": ("Images that are drawn now", engine.num_busy),
+        }
+        counters = {
+            "llamagen_images": ("Images drawn", counts.images),
+            "llamagen_steps": ("Passes of the transformer", counts.passes),
+            "llamagen_step_seconds": ("Seconds of these passes", counts.seconds),
+        }
+        return [
+            *(GaugeMetricFamily(name, *about) for name, about in gauges.items()),
+            *(CounterMetricFamily(name, *about) for name, about in counters.items()),
+        ]
+
+
+async def _read_body(request: Request) -> bytes:
+    # Other types may be sent by any page that a browser shows, without asking this server first.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "send Content-Type: application/json", code="invalid_content_type")
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > _MAX_BODY_BYTES:
+            message = f"the body has more than {_MAX_BODY_BYTES} bytes"
+            raise ApiError(413, message, code="body_too_large")
+    return bytes(data)
+
+
+def _event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"

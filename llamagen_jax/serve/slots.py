@@ -1,0 +1,188 @@
+"""A batch whose samples begin and end apart: the engine's part on the devices.
+
+Each slot holds one sample with its own condition, settings and pace. A sample's codes depend on the
+others in no way, and are those of `generate` for its settings and sample id, except where a matrix
+product that rounds differently at another shape tips an almost exact tie.
+
+Axes: S slots, P samples that enter, L codes, T condition tokens, V vocabulary; rows of the cache
+are 2S or 2P: conditional, then null.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
+
+from llamagen_jax.models.layers import AnyArray
+from llamagen_jax.models.llama import Cache, Llama
+from llamagen_jax.models.llama_config import LlamaConfig
+from llamagen_jax.sampling import draw, jacobi, windows
+from llamagen_jax.sampling.filters import guide, keep_top_k, keep_top_p
+from llamagen_jax.sampling.generate import sample_keys
+from llamagen_jax.sampling.settings import SamplingSettings
+from llamagen_jax.sampling.windows import Progress
+from llamagen_jax.sharding import Rules
+
+# Slots over the ways that a batch is split, heads over those that parameters are.
+RULES: Rules = ((r"^cache/", (("data", "fsdp"), "tensor")), (r"", (("data", "fsdp"),)))
+
+
+class Samples(NamedTuple):
+    """How the sample of each slot is drawn: its key and `SamplingSettings`, as arrays [S].
+
+    Attributes:
+      num_guided: how many codes are guided; they come first.
+      top_k: 1 to V.
+    """
+
+    keys: AnyArray
+    num_guided: AnyArray
+    guidance_scale: AnyArray
+    temperature: AnyArray
+    top_k: AnyArray
+    top_p: AnyArray
+    greedy: AnyArray
+
+
+class Slots(NamedTuple):
+    """The state of all slots; one that is free holds a sample that nobody waits for.
+
+    Attributes:
+      progress: codes [S, L] and how many of each are done.
+      cache: of 2S rows.
+      condition_mask: bool [S, T], False at padding; None for a condition without padding.
+      samples: [S].
+    """
+
+    progress: Progress
+    cache: Cache
+    condition_mask: AnyArray | None
+    samples: Samples
+
+
+def sample_of(settings: SamplingSettings, sample_id: int, config: LlamaConfig) -> Samples:
+    """One sample for a model, as host arrays [1]; its key as numbers [1, 2]."""
+    vocabulary = config.vocab_size
+    return Samples(
+        keys=np.asarray(jax.random.key_data(sample_keys(settings.seed, [sample_id]))),
+        num_guided=np.array([settings.num_guided(config.code_length)], np.int32),
+        guidance_scale=np.array([settings.guidance_scale], np.float32),
+        temperature=np.array([settings.temperature], np.float32),
+        top_k=np.array([min(settings.top_k, vocabulary) or vocabulary], np.int32),
+        top_p=np.array([settings.top_p], np.float32),
+        greedy=np.array([settings.greedy]),
+    )
+
+
+def empty(model: Llama, num_slots: int) -> Slots:
+    """Free slots of a model laid out by `Llama.for_decoding`."""
+    config = model.config
+    done = jnp.full(num_slots, config.code_length)
+    codes = jnp.zeros((num_slots, config.code_length), jnp.int32)
+    mask = None
+    if config.condition == "text":
+        mask = jnp.ones((num_slots, config.condition_length), bool)
+    with jax.ensure_compile_time_eval():
+        sample = _with_keys(sample_of(SamplingSettings(seed=0), 0, config))
+    samples = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_slots), sample)
+    return Slots(Progress(codes, done, done), model.init_cache(2 * num_slots), mask, samples)
+
+
+def _with_keys(samples: Samples) -> Samples:
+    return samples._replace(keys=jax.random.wrap_key_data(jnp.asarray(samples.keys)))
+
+
+def enter(
+    model: Llama,
+    params: dict,
+    slots: Slots,
+    places: Int[AnyArray, " P"],
+    condition: Shaped[AnyArray, "P ..."],
+    condition_mask: Bool[AnyArray, "P T"] | None,
+    samples: Samples,
+) -> Slots:
+    """Prefills new samples, draws their first code, and puts them in the slots `places`.
+
+    Args:
+      places: different numbers of slots; a sample whose place is S or more goes nowhere.
+      samples: [P], of `sample_of`.
+    """
+    samples = _with_keys(samples)
+    P, S = len(places), len(slots.progress.done)
+    apply = functools.partial(model.apply, {"params": params})
+    cache = model.init_cache(2 * P, model.config.condition_length)
+    logits, cache = draw.prefill(apply, cache, condition, condition_mask)
+    first = pick(samples, logits, jnp.zeros(P, int))
+
+    def put(old, new):
+        return old.at[places].set(new, mode="drop")
+
+    # A place that is none is no row of the null branch either.
+    branches = jnp.concatenate([places, places + S])
+    branches = jnp.where(jnp.tile(places < S, 2), branches, 2 * S)
+
+    def put_keys(old, new):
+        return old.at[branches, :, : new.shape[2]].set(new, mode="drop")
+
+    mask = slots.condition_mask
+    return Slots(
+        jax.tree.map(put, slots.progress, windows.start(first, model.config.code_length)),
+        jax.tree.map(put_keys, slots.cache, cache),
+        None if mask is None else put(mask, condition_mask),
+        jax.tree.map(put, slots.samples, samples),
+    )
+
+
+def advance(
+    model: Llama, params: dict, slots: Slots, *, passes: int, width: int, guided: bool
+) -> Slots:
+    """Takes several passes over the next codes of all slots; done samples stay as they are.
+
+    Args:
+      width: codes in a pass, of which one or more are right; 1 draws plainly.
+      guided: whether a sample has guided codes left, so that the null branch has to be computed.
+    """
+    num_slots = len(slots.progress.done)
+    apply = functools.partial(model.apply, {"params": params})
+    score = functools.partial(
+        windows.score, apply, model.config.condition_length, slots.condition_mask
+    )
+
+    def step(carry, _):
+        columns = model.config.grid[1]
+        return jacobi.advance(score, pick, slots.samples, width, columns, *carry), None
+
+    rows = 2 * num_slots if guided else num_slots
+    read = jax.tree.map(lambda leaf: leaf[:rows], slots.cache)
+    (progress, read), _ = jax.lax.scan(step, (slots.progress, read), length=passes)
+    cache = jax.tree.map(lambda new, old: old.at[:rows].set(new), read, slots.cache)
+    return slots._replace(progress=progress, cache=cache)
+
+
+def pick(
+    samples: Samples, logits: Float[AnyArray, "rows V"], index: Integer[AnyArray, " B"]
+) -> Int[Array, " B"]:
+    """`draw.pick` where each sample [B] has settings of its own; rows are B or 2B."""
+    if logits.shape[0] > len(index):
+        cond, uncond = jnp.split(logits, 2)
+        guided = guide(cond, uncond, samples.guidance_scale[:, None])
+        logits = jnp.where((index < samples.num_guided)[:, None], guided, cond)
+    scaled = logits / samples.temperature[:, None]
+    vocabulary, top_p = logits.shape[1], samples.top_p[:, None]
+
+    def kept_by_p(logits: Any) -> Any:
+        return jnp.where(top_p < 1, keep_top_p(logits, top_p), logits)
+
+    filtered = jax.lax.cond(
+        jnp.any(samples.top_k < vocabulary),
+        lambda logits: keep_top_k(logits, samples.top_k[:, None]),
+        lambda logits: logits,
+        scaled,
+    )
+    # It sorts the vocabulary.
+    filtered = jax.lax.cond(jnp.any(top_p < 1), kept_by_p, lambda logits: logits, filtered)
+    drawn = draw.categorical(samples.keys, filtered, index)
+    return jnp.where(samples.greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), drawn)
