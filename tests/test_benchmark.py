@@ -1,14 +1,19 @@
 import dataclasses
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 from absl import logging
 
 from llamagen_jax import flops, zoo
 from llamagen_jax.benchmark import __main__ as benchmark
-from llamagen_jax.benchmark import bench, suites, versus_torch
+from llamagen_jax.benchmark import bench, fid, suites, versus_torch, versus_vllm
 from llamagen_jax.benchmark import parts as benchmark_parts
+from llamagen_jax.evaluate.features import Network
 from llamagen_jax.training import config_files
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.generator import forward_flops
@@ -141,9 +146,70 @@ def test_a_run_that_fails_loses_its_own_rows_alone(monkeypatch):
     assert "| `--only nothing` | error: no benchmark" in suites.table(records)
 
 
+@pytest.fixture
+def small_fid(monkeypatch):
+    """FID of 16 colours instead of Inception's features."""
+
+    def colours(images):
+        return {"pool": images.reshape(len(images), -1)[:, :16].astype(np.float32)}
+
+    network = Network("torch-fidelity", "x", colours, {"pool": 16})
+    monkeypatch.setattr(Network, "open", lambda path, protocol: network)
+    moments = fid._random_moments
+    monkeypatch.setattr(fid, "_random_moments", lambda seed, width: moments(seed, 16))
+
+
+def test_fid_is_timed_beside_torch_fidelity(monkeypatch, small_fid):
+    torch = pytest.importorskip("torch")
+    asked = []
+
+    def calculate_metrics(input1, input2, feature_extractor_weights_path, **options):
+        asked.append([len(list(Path(folder).glob("*.png"))) for folder in (input1, input2)])
+        assert torch.load(feature_extractor_weights_path)["fc.bias"].shape == (1008,)
+        return {"frechet_inception_distance": 0.0}
+
+    theirs = SimpleNamespace(calculate_metrics=calculate_metrics)
+    metric = SimpleNamespace(fid_statistics_to_metric=lambda ours, theirs, verbose: {})
+    monkeypatch.setitem(sys.modules, "torch_fidelity", theirs)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.metric_fid", metric)
+    jobs = list(fid.jobs(3))
+    names = ["FID", "FID's distance"]
+    assert [j.name for j in jobs] == names + [f"{name}, torch-fidelity" for name in names]
+    assert [(j.count, j.unit) for j in jobs] == 2 * [(6, "images"), (1, "distances")]
+    assert asked == [[3, 3]]
+
+
+def test_without_torch_fidelity_the_row_tells_so(monkeypatch, small_fid):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    first, second = fid.jobs(3)
+    assert (first.name, second.name) == ("FID", "FID's distance")
+    assert first.shapes.startswith("2 x 3 PNGs of 256 px; torch-fidelity cannot be imported (")
+
+
 def test_the_comparison_with_the_original_needs_its_checkout(tmp_path):
     pytest.importorskip("torch")
     with pytest.raises(SystemExit, match=r"is no checkout of github.com/FoundationVision/LlamaGen"):
         benchmark.main(["--versus-torch", str(tmp_path)])
     pairs = [versus_torch.Pair("decode", 30.0, 10.0)]
     assert "| decode | 30.0 ms | 10.0 ms | 3.00 |" in versus_torch.table(pairs)
+
+
+def test_vllm_is_timed_on_the_same_weights(monkeypatch, capsys):
+    opened = []
+
+    def open_engine(folder, batch_size):
+        opened.append(sorted(path.name for path in folder.iterdir()))
+        return "engine"
+
+    def draw_codes(engine, labels, settings):
+        assert engine == "engine"
+        assert settings.guidance_scale == 2
+        return [[0] * 4] * len(labels)
+
+    monkeypatch.setattr(versus_vllm.engine, "open_engine", open_engine)
+    monkeypatch.setattr(versus_vllm.engine, "draw_codes", draw_codes)
+    options = ["--grid-size", "2", "--guidance-scale", "2", "--repeats", "1"]
+    benchmark.main(["--versus-vllm", *options])
+    assert opened == [["config.json", "model.safetensors"]]
+    printed = capsys.readouterr().out
+    assert all(f"| {images} |" in printed for images in (1, 8))

@@ -16,7 +16,7 @@ from absl import logging
 from tqdm import tqdm
 
 from llamagen_jax import commands, zoo
-from llamagen_jax.benchmark import suites, versus_torch
+from llamagen_jax.benchmark import suites, versus_torch, versus_vllm
 from llamagen_jax.benchmark.bench import Bench, Setting, Timing
 from llamagen_jax.benchmark.parts import BENCHMARKS
 from llamagen_jax.errors import InputError, nearest, one_line_errors
@@ -48,13 +48,14 @@ def main(argv: list[str] | None = None) -> None:
         for name in names:
             if name not in zoo.MODELS:
                 raise InputError(f"there is no model '{name}'; {nearest(name, zoo.MODELS)}")
-        known = arguments.versus_torch or any(arguments.only in name for name in BENCHMARKS)
+        compared = arguments.versus_torch or arguments.versus_vllm
+        known = compared or any(arguments.only in name for name in BENCHMARKS)
         if not known:
             raise InputError(f"no benchmark is called '{arguments.only}': {', '.join(BENCHMARKS)}")
         jax.config.update("jax_enable_compilation_cache", False)
         values = vars(arguments)
-        only, output, checkout, suite = (
-            values.pop(key) for key in ("only", "output", "versus_torch", "suite")
+        only, output, checkout, vllm, suite = (
+            values.pop(key) for key in ("only", "output", "versus_torch", "versus_vllm", "suite")
         )
         setting = Setting(**values)
         if suite:
@@ -68,6 +69,12 @@ def main(argv: list[str] | None = None) -> None:
             print(versus_torch.table(pairs))
             if output:
                 _write(output, _about(setting) | {"pairs": [pair._asdict() for pair in pairs]})
+            return
+        if vllm:
+            drawn = versus_vllm.compare(setting)
+            print(versus_vllm.table(drawn))
+            if output:
+                _write(output, _about(setting) | {"pairs": [pair._asdict() for pair in drawn]})
             return
         limits, figures = run(setting, only)
         print(_table(limits, figures))
@@ -168,6 +175,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="instead, the same jobs by the original in PyTorch, a checkout of "
         "github.com/FoundationVision/LlamaGen, and by us, in turn in float32",
+    )
+    parser.add_argument(
+        "--versus-vllm",
+        action="store_true",
+        help="instead, images of the generator drawn by vLLM and by us, in turn",
     )
     parser.add_argument("--output", type=commands.path, help="JSON file to write")
     return parser

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from llamagen_jax import flops, sharding, zoo
-from llamagen_jax.benchmark import decoding
+from llamagen_jax.benchmark import decoding, fid
 from llamagen_jax.benchmark.bench import Bench, Setting, Timing, random_llama
 from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.sources import open_source
@@ -159,6 +159,8 @@ def _evaluate(bench: Bench) -> Iterator[Timing]:
         # Three products: each set with itself, and with the other.
         work=3 * 2 * count**2 * width,
     )
+    for job in fid.jobs(4 if bench.setting.tiny else 64):
+        yield Timing(job.name, job.shapes, job.seconds, job.count / job.seconds, job.unit)
 
 
 def _input(bench: Bench) -> Iterator[Timing]:

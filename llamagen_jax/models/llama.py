@@ -131,7 +131,7 @@ class Llama(nn.Module):
           train: draw dropout of conditions, activations and paths from the "dropout" rng.
 
         Returns:
-          float32 [B, L, V]; logits[:, i] predicts codes[:, i] from condition and codes[:, :i].
+          float32 [B, L, V]; those at i predict code i from the condition and the codes before it.
         """
         c = self.config
         drop = None

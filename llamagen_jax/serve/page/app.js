@@ -12,10 +12,12 @@ const RETRY_MS = 2000;
 
 const $ = (id) => document.getElementById(id);
 const form = $("form");
+// Of the sets on the page, their elements.
 const elements = new Map();
 
 let model;
 let history;
+// Aborts the request that is under way.
 let drawing;
 
 const actions = {
@@ -264,6 +266,7 @@ document.addEventListener("keydown", ({ key, target }) => {
   if (key === "Escape" && !target.closest("dialog")) drawing?.abort();
 });
 document.addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
   event.preventDefault();
   $("drop").hidden = false;
 });
@@ -271,9 +274,10 @@ document.addEventListener("dragleave", ({ relatedTarget }) => {
   if (!relatedTarget) $("drop").hidden = true;
 });
 document.addEventListener("drop", async (event) => {
+  if (!event.dataTransfer.files.length) return;
   event.preventDefault();
   $("drop").hidden = true;
-  if (event.dataTransfer.files.length) await useFile(event.dataTransfer.files[0]);
+  await useFile(event.dataTransfer.files[0]);
 });
 
 $("more").open = matchMedia("(min-width: 60rem)").matches;
