@@ -18,7 +18,7 @@ from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling import jacobi, plain, speculative
 from llamagen_jax.sampling.generate import generate, sample_keys
 from llamagen_jax.sampling.settings import SamplingSettings
-from llamagen_jax.text.prompts import check_prompts, encode_prompts, read_prompts
+from llamagen_jax.text.prompts import check_prompts, encode_prompts, open_encoder, read_prompts
 from llamagen_jax.weights import export
 from llamagen_jax.weights.kinds import describe
 
@@ -137,7 +137,8 @@ def _conditions(setting: Setting, config: LlamaConfig, count: int) -> tuple[Any,
         )
     prompts = read_prompts(setting.prompt_file)
     check_prompts(prompts, setting.prompt_file)
-    features = encode_prompts(encoder, config, np.resize(prompts, count).tolist())
+    opened = open_encoder(encoder, config)
+    features = encode_prompts(opened, np.resize(prompts, count).tolist())
     return features["condition"], features["condition_mask"]
 
 
