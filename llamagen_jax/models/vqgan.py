@@ -292,7 +292,7 @@ class GroupNorm(nn.Module):
     """Of `norm_groups` groups of channels; the numbers and parameters are those of `nn.GroupNorm`.
 
     Sums over positions before those over a group's channels, and one multiplication and addition
-    for each value, take XLA a third less time on CPU.
+    for each value, take XLA less time on CPU.
     """
 
     config: VQGANConfig
