@@ -213,3 +213,12 @@ def test_vllm_is_timed_on_the_same_weights(monkeypatch, capsys):
     assert opened == [["config.json", "model.safetensors"]]
     printed = capsys.readouterr().out
     assert all(f"| {images} |" in printed for images in (1, 8))
+
+
+@pytest.mark.slow
+def test_engine_is_timed_beside_batches(capsys):
+    arguments = ["--only", "serve", "--tiny", "--repeats", "1", "--grid-size", "4"]
+    benchmark.main([*arguments, "--guidance-scale", "2"])
+    printed = capsys.readouterr().out
+    assert "of generate's rate" in printed
+    assert printed.count("| serve, ") == 5

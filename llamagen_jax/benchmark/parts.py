@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from llamagen_jax import flops, sharding, zoo
-from llamagen_jax.benchmark import decoding, fid
+from llamagen_jax.benchmark import decoding, fid, serving
 from llamagen_jax.benchmark.bench import Bench, Setting, Timing, random_llama
 from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.sources import open_source
@@ -188,6 +188,7 @@ BENCHMARKS = {
     "decode": decoding.decode,
     "parallel sampling": decoding.decoders,
     "prefill": decoding.prefill,
+    "serve": serving.serving,
     "images": _images,
     "compile": _compile,
     "load": _load,
