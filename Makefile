@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN = .venv/bin
 SPHINX = $(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going docs build/docs
 
-.PHONY: demo demo-text docs nightly serve test
+.PHONY: demo demo-emoji demo-text docs nightly serve test
 
 demo: .venv/demo
 	$(BIN)/python -m demos.digits
 
 demo-text: .venv/demo-text
 	$(BIN)/python -m demos.scenes
+
+demo-emoji: .venv/demo-emoji
+	$(BIN)/python -m demos.emoji
 
 # Warnings, such as broken links, are errors.
 docs: .venv/docs
@@ -35,11 +38,12 @@ nightly: .venv/test
 
 # One stamp per extra, renewed when the requirements change.
 .venv/demo: EXTRA = demo
+.venv/demo-emoji: EXTRA = demo,text
 .venv/demo-text: EXTRA = demo,prepare,text
 .venv/docs: EXTRA = docs
 .venv/serve: EXTRA = serve
 .venv/test: EXTRA = test
-.venv/demo .venv/demo-text .venv/docs .venv/serve .venv/test: pyproject.toml
+.venv/demo .venv/demo-emoji .venv/demo-text .venv/docs .venv/serve .venv/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
 	touch $@

@@ -54,6 +54,7 @@ _TOKENIZER = {
     "loss": {
         "reconstruction": "l2",
         "perceptual_weight": 0.0,
+        "perceptual_every": 1,
         "vgg16": "",
         "lpips_heads": "",
         "adversarial": "hinge",

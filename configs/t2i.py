@@ -5,7 +5,7 @@ the weights of stage 1, on images with long and short captions (paper section 3.
 by `llamagen_jax.data.prepare codes` and `prepare text`. The paper does not tell how long it trains:
 the steps are one epoch of its 50 million and of its 10 million images. "scenes-stage1", at 32 px,
 and "scenes-stage2", at 64 px, are the same for the rendered scenes at a tiny size
-(`make demo-text`).
+(`make demo-text`), and "emoji" one for OpenMoji's pictures (`make demo-emoji`).
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "stage2": _stage2,
         "scenes-stage1": _scenes_stage1,
         "scenes-stage2": _scenes_stage2,
+        "emoji": _emoji,
     }
     return common.choose(__file__, variant, variants)()
 
@@ -129,4 +130,31 @@ def _scenes_stage(name: str, resolution: int, *, steps: int) -> ConfigDict:
         # remembers each of them instead of learning what they are made of.
         weight_decay=0.5,
     )
+    return config
+
+
+def _emoji() -> ConfigDict:
+    config: Any = _scenes_stage("emoji", 64, steps=2500)
+    config.update(
+        batch_size=32,
+        tokenizer="demo_emoji/tokenizer",
+        text_encoder="demo_emoji/t5",
+        sample={"guidance_scale": 2.0, "top_k": 0},
+    )
+    config.data.update(
+        train="demo_emoji/train_text",
+        eval="demo_emoji/combinations_text",
+        caption_weights=(("name", 0.4), ("tone_first", 0.3), ("gender", 0.3)),
+    )
+    config.model.update(
+        dim=192,
+        n_layers=6,
+        n_heads=6,
+        vocab_size=1024,
+        condition_length=16,
+        token_dropout=0.1,
+        residual_dropout=0.1,
+        ffn_dropout=0.1,
+    )
+    config.optimizer.update(learning_rate=1e-3, weight_decay=0.1)
     return config

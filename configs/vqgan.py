@@ -3,7 +3,8 @@
 Variants: "VQ-16" and "VQ-8", trained on ImageNet at 256 px, and "finetune", VQ-16 from its
 released weights on other images. `weights/` must hold the two files of LPIPS, see
 `llamagen_jax.weights.lpips`. "scenes" is a tiny one for the rendered scenes, without LPIPS and
-discriminator: 64 px to 8x8 codes, and "scenes-finetune" goes on from it (`make demo-text`).
+discriminator: 64 px to 8x8 codes, and "scenes-finetune" goes on from it (`make demo-text`). "emoji"
+is as small, with LPIPS, for OpenMoji's pictures (`make demo-emoji`).
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "finetune": _finetune,
         "scenes": _scenes,
         "scenes-finetune": _scenes_finetune,
+        "emoji": _emoji,
     }
     return common.choose(__file__, variant, variants)()
 
@@ -107,3 +109,37 @@ def _scenes_finetune() -> ConfigDict:
     config.update(eval_every=100, sample_every=100, checkpoint_every=100)
     config.model.update(entropy_weight=0.0, commitment_weight=1.0)
     return config
+
+
+def _emoji() -> ConfigDict:
+    return common.tokenizer(
+        batch_size=16,
+        steps=2400,
+        log_every=50,
+        eval_every=400,
+        sample_every=400,
+        checkpoint_every=400,
+        data={
+            "source": "array_record",
+            "train": "demo_emoji/train",
+            "eval": "demo_emoji/test",
+            "image_size": 64,
+        },
+        model={
+            "base_channels": 32,
+            "channel_multipliers": (1, 1, 2, 2),
+            "num_res_blocks": 1,
+            # With 32, each channel is a group of its own, which costs the colours.
+            "norm_groups": 8,
+            "z_channels": 64,
+            "codebook_size": 1024,
+            "entropy_weight": 0.003,
+        },
+        loss={
+            "perceptual_weight": 0.5,
+            "perceptual_every": 4,
+            "vgg16": "demo_emoji/lpips/vgg16.safetensors",
+            "lpips_heads": "demo_emoji/lpips/lpips_heads.safetensors",
+        },
+        optimizer={"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 50},
+    )

@@ -25,11 +25,13 @@ CONFIGS = (
     "t2i.py:stage2",
     "t2i.py:scenes-stage1",
     "t2i.py:scenes-stage2",
+    "t2i.py:emoji",
     "vqgan.py:VQ-16",
     "vqgan.py:VQ-8",
     "vqgan.py:finetune",
     "vqgan.py:scenes",
     "vqgan.py:scenes-finetune",
+    "vqgan.py:emoji",
 )
 
 
@@ -119,6 +121,8 @@ def test_bad_values_are_named(tmp_path, change, message):
         ({"discriminator__kind": "stylegan2"}, "'stylegan2' must be one of patchgan, stylegan"),
         ({"discriminator__num_layers": 3}, "num_layers=3 needs images of at least 24 px, not 16"),
         ({"discriminator__kind": "stylegan", "data__image_size": 48}, "power of two .* not 48"),
+        ({"loss__perceptual_every": 0}, "perceptual_every=0 must be positive"),
+        ({"loss__perceptual_every": 3}, "loss.perceptual_every=3 must divide batch_size="),
         ({"discriminator": None}, "adversarial_weight=0.5 needs a discriminator: give config"),
         ({"discriminator": 3}, "discriminator=3 must be of type DiscriminatorConfig or NoneType"),
     ],

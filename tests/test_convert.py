@@ -17,6 +17,7 @@ from golden_weights import save_torch
 import llamagen_jax as lg
 from llamagen_jax import convert
 from llamagen_jax.convert.__main__ import main
+from llamagen_jax.weights import export
 from llamagen_jax.weights.mapping import layout_of
 from llamagen_jax.weights.shapes import param_shapes
 from llamagen_jax.weights.torch_files import Tensor, read_torch, write_safetensors
@@ -133,6 +134,15 @@ def test_bad_files_are_one_clear_line(tmp_path, monkeypatch, make, message):
         run(monkeypatch, source, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert set(tmp_path.iterdir()) == before
+
+
+def test_files_of_the_original_cannot_tell_groups(tmp_path, monkeypatch):
+    model = lg.VQGAN(dataclasses.replace(TOKENIZER, norm_groups=8))
+    params = convert.from_torch(golden_weights.state_dict(TOKENIZER), TOKENIZER)
+    export.write(tmp_path / "groups", model, params)
+    with pytest.raises(SystemExit, match="groups has norm_groups=8, which LlamaGen's files cannot"):
+        run(monkeypatch, tmp_path / "groups", tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_an_existing_target_is_kept(tmp_path, monkeypatch):

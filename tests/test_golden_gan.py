@@ -9,6 +9,8 @@ from golden_weights import load, params, tensor
 from test_golden_models import close, vqgan_config
 
 from llamagen_jax import losses
+from llamagen_jax.data.package_sources import PhotosSource
+from llamagen_jax.images import from_uint8
 from llamagen_jax.models.discriminator import DiscriminatorConfig, build
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.training import tokenizer
@@ -135,6 +137,18 @@ def test_lpips(lpips_files):
     golden, _ = load("lpips")
     weights = lpips_weights.load(*lpips_files)
     close(jax.jit(LPIPS().apply)({"params": weights}, golden["a"], golden["b"]), golden["distance"])
+
+
+def test_lpips_of_photos(lpips_files):
+    """PyPI's lpips 0.1.4 recorded them with these weights: of coarse colours, of mirror images."""
+    source = PhotosSource("test")
+    tiles = np.stack([source[index]["image"][:64, :64] for index in (0, 23, 47, 71)])
+    photos = from_uint8(tiles)
+    others = jnp.concatenate([jnp.floor(photos[:2] * 4) / 4, photos[2:, :, ::-1]])
+    weights = lpips_weights.load(*lpips_files)
+    distances = jax.jit(LPIPS().apply)({"params": weights}, photos, others)
+    expected = [0.00756747, 0.02809599, 0.03837844, 0.00085222]
+    np.testing.assert_allclose(distances, expected, rtol=1e-4)
 
 
 def test_gan_losses():

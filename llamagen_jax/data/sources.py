@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from llamagen_jax.data import image_files
+from llamagen_jax.data.emoji_source import EmojiSource
 from llamagen_jax.data.package_sources import DigitsSource, PhotosSource, TfdsSource
 from llamagen_jax.data.records import Manifest, from_bytes, open_shards
 from llamagen_jax.data.tar_shards import TarShardsSource
@@ -262,6 +263,7 @@ class MixedCodesSource:
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": DigitsSource,
     "photos": PhotosSource,
+    "emoji": EmojiSource,
     "image_folder": ImageFolderSource,
     "array_record": ArrayRecordSource,
     "tar_shards": TarShardsSource,

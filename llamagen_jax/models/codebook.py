@@ -71,7 +71,7 @@ def check_sides(images: Float[AnyArray, "B H W 3"], downsampling: int) -> None:
             )
 
 
-def check_sizes(config: Any, *positive: str) -> None:
+def check_sizes(config: Any, *positive: str, norm_groups: int = 32) -> None:
     """Raises ValueError unless a tokenizer's configuration describes a possible model.
 
     It names the field that is wrong.
@@ -79,17 +79,18 @@ def check_sizes(config: Any, *positive: str) -> None:
     Args:
       config: with base_channels, channel_multipliers and dtype.
       positive: its fields that must be above 0.
+      norm_groups: groups that GroupNorm splits the channels into.
     """
     check_finite(config)
-    if config.base_channels < 1 or config.base_channels % 32:
+    for field in positive:
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field}={getattr(config, field)} must be positive")
+    if config.base_channels < 1 or config.base_channels % norm_groups:
         raise ValueError(
-            f"base_channels={config.base_channels} must be a positive multiple of 32 "
+            f"base_channels={config.base_channels} must be a positive multiple of {norm_groups} "
             "(GroupNorm groups)"
         )
     if not config.channel_multipliers or min(config.channel_multipliers) < 1:
         raise ValueError(f"channel_multipliers={config.channel_multipliers} must be positive")
-    for field in positive:
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field}={getattr(config, field)} must be positive")
     if config.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={config.dtype!r} must be 'float32' or 'bfloat16'")

@@ -26,23 +26,28 @@ class LPIPS(nn.Module):
     "head{stage}" [C] for each stage.
     """
 
-    @nn.compact
     def __call__(
         self, first: Float[AnyArray, "B H W 3"], second: Float[AnyArray, "B H W 3"]
     ) -> Float[Array, " B"]:
         """Float [B, H, W, 3] in [-1, 1] twice, sides of at least 16 -> float32 [B]."""
-        x = jnp.concatenate([first, second]).astype(jnp.float32)
-        x = (x - jnp.array(_SHIFT)) / jnp.array(_SCALE)
-        distance = jnp.zeros(first.shape[0])
+        a, b = jnp.split(self.features(jnp.concatenate([first, second])), 2)
+        return jnp.sum((a - b) ** 2, axis=-1)
+
+    @nn.compact
+    def features(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B N"]:
+        """Images as of `__call__` to float32 [B, N], whose squared distances are those of LPIPS."""
+        x = (images.astype(jnp.float32) - jnp.array(_SHIFT)) / jnp.array(_SCALE)
+        features = []
         for stage, convolutions in enumerate(STAGES, start=1):
             if stage > 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
             for index, channels in enumerate(convolutions, start=1):
                 x = nn.relu(nn.Conv(channels, (3, 3), name=f"conv{stage}_{index}")(x))
             head = self.param(f"head{stage}", nn.initializers.zeros, (x.shape[-1],))
-            a, b = jnp.split(_normalize(x), 2)
-            distance += jnp.mean((a - b) ** 2 @ head, axis=(1, 2))
-        return distance
+            # A mean over the pixels, weighted by channel.
+            weighted = _normalize(x) * jnp.sqrt(head / (x.shape[1] * x.shape[2]))
+            features.append(weighted.reshape(len(x), -1))
+        return jnp.concatenate(features, axis=1)
 
 
 def _normalize(x):

@@ -29,6 +29,8 @@ class VQGANConfig:
     Attributes:
       attention: where encoder and decoder attend over the whole grid: "lowest" after every block at
         the lowest resolution and in the middle, "middle" only there, or "none".
+      norm_groups: groups of channels that are normalised together, a divisor of base_channels. With
+        as many groups as channels a flat image's colour is lost.
       unit_pixels: the weights see pixels in [0, 1]; images here are in [-1, 1] all the same.
 
     Raises:
@@ -39,6 +41,7 @@ class VQGANConfig:
     channel_multipliers: tuple[int, ...] | list[int] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     attention: str = "lowest"
+    norm_groups: int = 32
     z_channels: int = 256
     codebook_size: int = 16384
     codebook_dim: int = 8
@@ -51,7 +54,8 @@ class VQGANConfig:
     def __post_init__(self):
         # Of JSON they are a list.
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        check_sizes(self, "num_res_blocks", "z_channels", "codebook_size", "codebook_dim")
+        sizes = ("num_res_blocks", "z_channels", "codebook_size", "codebook_dim", "norm_groups")
+        check_sizes(self, *sizes, norm_groups=self.norm_groups)
         for field in ("commitment_weight", "entropy_weight"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
@@ -285,7 +289,7 @@ def _conv(channels, kernel, c: VQGANConfig, *, name=None, strides=1, padding: An
 
 
 class GroupNorm(nn.Module):
-    """Of 32 groups of channels; the numbers and parameters are those of `nn.GroupNorm`.
+    """Of `norm_groups` groups of channels; the numbers and parameters are those of `nn.GroupNorm`.
 
     Sums over positions before those over a group's channels, and one multiplication and addition
     for each value, take XLA less time on CPU.
@@ -296,14 +300,15 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         B, H, W, C = x.shape
+        num_groups = self.config.norm_groups
         scale = self.param("scale", nn.initializers.ones, (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
         y = x.astype(jnp.float32)
 
         def mean(values):
             """Of each channel's group, [B, 1, 1, C], from values [B, H, W, C]."""
-            groups = values.sum((1, 2)).reshape(B, 32, -1).mean(-1) / (H * W)
-            return jnp.repeat(groups, C // 32, axis=1)[:, None, None]
+            groups = values.sum((1, 2)).reshape(B, num_groups, -1).mean(-1) / (H * W)
+            return jnp.repeat(groups, C // num_groups, axis=1)[:, None, None]
 
         average = mean(y)
         variance = jnp.maximum(mean(y**2) - average**2, 0)

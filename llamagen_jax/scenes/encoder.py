@@ -1,90 +1,28 @@
-"""A text encoder for the rendered scenes, of random weights; part of the command `prepare`.
-
-It stands in for flan-T5 where no weights can be had. Random attention heads mix each word with what
-stands right beside it, before it or after it, so the features tell what a caption says and in which
-order, and a generator can learn to read them.
-"""
+"""A text encoder of random weights for the rendered scenes; part of the command `prepare`."""
 
 import argparse
-import io
-from typing import Any
 
-import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
-
-from llamagen_jax import commands, seeds
-from llamagen_jax.errors import InputError
-from llamagen_jax.files import staged
-from llamagen_jax.models.t5 import T5, T5Config
+from llamagen_jax import commands
 from llamagen_jax.scenes.files import read_rows
 from llamagen_jax.text.captions import clean
-from llamagen_jax.weights import t5 as t5_weights
+from llamagen_jax.text.random_encoder import add_output_arguments, write_random_encoder
 
 _VOCABULARY = 160
-_SENTINELS = 100
-# What the drawn weights are multiplied by: heads of one direction each rather than of all alike, a
-# loud word from its surroundings, a quiet feed-forward layer that would blur both.
-_SCALES = {"relative_bias": 24.0, "layers/out/kernel": 3.0, "layers/down/kernel": 0.2}
 
 
 def write_text_encoder(metadata: str, output: str, *, width: int, seed: int) -> None:
-    """Writes the folder of a small T5, as Hugging Face keeps it, with a tokenizer of its own.
+    """Writes the folder of `text.random_encoder` for the captions of scenes.
 
     Args:
-      metadata: parquet file or folder with the captions "long" and "short", of which the tokenizer
-        learns its words.
-      output: folder to write, which appears when it is complete.
-      width: of the features, a multiple of 8.
-      seed: of the weights.
+      metadata: parquet file or folder with the captions "long" and "short".
+      output, width, seed: of `write_random_encoder`.
 
     Raises:
       InputError: a path or size is wrong, or sentencepiece is not installed.
     """
-    if width < 8 or width % 8:
-        raise InputError(f"width {width} must be a positive multiple of 8")
     rows = read_rows(metadata, "long", "short")
-    spiece = _train_tokenizer(sorted({clean(text) for row in rows for text in row}))
-    config = T5Config(
-        vocab_size=_VOCABULARY + _SENTINELS,
-        dim=width,
-        head_dim=8,
-        ffn_dim=2 * width,
-        n_layers=1,
-        n_heads=width // 8,
-        relative_buckets=8,  # in a short caption: the word itself, next to it, and beyond
-    )
-    tokens = jnp.zeros((1, 1), int)
-    params = T5(config).init(seeds.key(seed), tokens, tokens)["params"]
-    flat: dict[str, Any] = flatten_dict(params, sep="/")
-    scaled = {path: leaf * _SCALES.get(path, 1.0) for path, leaf in flat.items()}
-    tensors = t5_weights.to_tensors(unflatten_dict(scaled, sep="/"), config)
-    with staged(output) as partial:
-        t5_weights.write_folder(partial, config, tensors, spiece)
-    print(f"wrote a text encoder of width {width} to {output}")
-
-
-def _train_tokenizer(captions: list[str]) -> bytes:
-    try:
-        import sentencepiece
-    except ImportError:
-        raise InputError(
-            'training a tokenizer needs sentencepiece: pip install "llamagen_jax[text]"'
-        ) from None
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(captions),
-        model_writer=model,
-        # Whole words, which the default of sentencepiece splits where they are so few.
-        model_type="bpe",
-        vocab_size=_VOCABULARY,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    captions = {clean(text) for row in rows for text in row}
+    write_random_encoder(captions, output, pieces=_VOCABULARY, width=width, seed=seed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +31,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "metadata", type=commands.path, metavar="METADATA", help="what `scenes` or `filter` wrote"
     )
-    parser.add_argument("output", type=commands.path, metavar="OUTPUT", help="folder to write")
-    parser.add_argument("--width", type=commands.whole, default=128, help="of the features (128)")
-    parser.add_argument("--seed", type=commands.seed, default=0, help="of the weights (0)")
+    add_output_arguments(parser)

@@ -120,6 +120,8 @@ class TokenizerLossConfig:
     Attributes:
       reconstruction: "l1" or "l2", of weight 1.
       perceptual_weight: of LPIPS; 0 needs neither of its files.
+      perceptual_every: LPIPS is taken of one in so many images of a batch, whose size it divides;
+        it costs several times what a small tokenizer does.
       vgg16, lpips_heads: files of LPIPS's weights, see `weights.lpips.load`.
       adversarial: "hinge", "vanilla" or "non-saturating", see `losses.discriminator`.
       adversarial_weight: of both sides' adversarial losses; 0 trains without a discriminator.
@@ -129,6 +131,7 @@ class TokenizerLossConfig:
 
     reconstruction: str
     perceptual_weight: float
+    perceptual_every: int
     vgg16: LocalPath
     lpips_heads: LocalPath
     adversarial: str
@@ -146,6 +149,8 @@ class TokenizerLossConfig:
         for field in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
+        if self.perceptual_every < 1:
+            raise ValueError(f"perceptual_every={self.perceptual_every} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +173,11 @@ class TokenizerTraining(TrainConfig):
         super().__post_init__()
         if self.evaluate.every and not self.data.eval:
             raise ValueError("evaluate.every needs data.eval, images to reconstruct")
+        if self.batch_size % self.loss.perceptual_every:
+            raise ValueError(
+                f"loss.perceptual_every={self.loss.perceptual_every} must divide "
+                f"batch_size={self.batch_size}"
+            )
         if self.loss.adversarial_weight:
             if self.discriminator is None:
                 weight = f"loss.adversarial_weight={self.loss.adversarial_weight}"

@@ -233,7 +233,8 @@ class _Training:
             distance = losses.reconstruction(config.reconstruction, images, reconstruction)
             terms = {"reconstruction_loss": jnp.mean(distance)}
             if self._lpips:
-                distance: Any = self._lpips.apply({"params": state.lpips}, images, reconstruction)
+                pair = [_every(config.perceptual_every, x) for x in (images, reconstruction)]
+                distance: Any = self._lpips.apply({"params": state.lpips}, *pair)
                 terms["perceptual_loss"] = config.perceptual_weight * jnp.mean(distance)
             return sum(terms.values()), terms
 
@@ -242,3 +243,8 @@ class _Training:
 
     def _count(self, codes, weight) -> jax.Array:
         return codebook.count(codes, self._config.model.codebook_size, weight)
+
+
+def _every(n: int, images: jax.Array) -> jax.Array:
+    """Every n-th image; the reshape keeps them on the devices that they are on."""
+    return images.reshape(-1, n, *images.shape[1:])[:, 0]

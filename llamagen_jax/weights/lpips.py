@@ -1,6 +1,7 @@
 """Weights of LPIPS from the files that PyTorch users have of VGG16 and of the LPIPS heads."""
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,20 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from llamagen_jax.errors import InputError
+from llamagen_jax.files import staged
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.weights.mapping import Layout
 from llamagen_jax.weights.names import NameTable
-from llamagen_jax.weights.shapes import abstract_params, flat_shapes
-from llamagen_jax.weights.torch_files import read_torch
+from llamagen_jax.weights.shapes import Shapes, abstract_params, flat_shapes
+from llamagen_jax.weights.torch_files import read_torch, write_safetensors
 
 VGG16_SOURCE = "https://download.pytorch.org/models/vgg16-397923af.pth"
 HEADS_SOURCE = (
     "https://github.com/richzhang/PerceptualSimilarity/blob/master/lpips/weights/v0.1/vgg.pth"
 )
+
+# What `write` calls them.
+VGG16_FILE, HEADS_FILE = "vgg16.safetensors", "lpips_heads.safetensors"
 
 # torchvision numbers activations and poolings too.
 _VGG16 = NameTable(
@@ -65,13 +70,41 @@ def load(vgg16: str | Path, lpips_heads: str | Path) -> dict[str, Any]:
     return unflatten_dict(convolutions | heads, sep="/")
 
 
+def write(folder: str | Path, params: Mapping[str, Any]) -> None:
+    """Writes the two files that `load` reads, VGG16_FILE and HEADS_FILE, into a new folder.
+
+    Args:
+      folder: appears when it is complete.
+      params: of `models.lpips.LPIPS`.
+
+    Raises:
+      InputError: the folder exists or cannot be written.
+    """
+    heads = {name: params[name] for name in params if name.startswith("head")}
+    convolutions = {name: params[name] for name in params if name not in heads}
+    vgg16_layout, heads_layout = _layouts()
+    with staged(folder) as partial:
+        partial.mkdir()
+        for name, layout, own in (
+            (VGG16_FILE, vgg16_layout, convolutions),
+            (HEADS_FILE, heads_layout, heads),
+        ):
+            views = layout.tensor_views(own, "these are no parameters of LPIPS")
+            write_safetensors(partial / name, views)
+
+
+@functools.cache
+def shapes() -> Shapes:
+    """Of the parameters of `models.lpips.LPIPS`, by '/'-joined path."""
+    image = jnp.zeros((1, 16, 16, 3))
+    return flat_shapes(abstract_params(LPIPS(), image, image))
+
+
 @functools.cache
 def _layouts() -> tuple[Layout, Layout]:
     """The files of VGG16 and of the heads."""
-    image = jnp.zeros((1, 16, 16, 3))
-    shapes = flat_shapes(abstract_params(LPIPS(), image, image))
-    heads = {path: shape for path, shape in shapes.items() if path.startswith("head")}
-    convolutions = {path: shape for path, shape in shapes.items() if path not in heads}
+    heads = {path: shape for path, shape in shapes().items() if path.startswith("head")}
+    convolutions = {path: shape for path, shape in shapes().items() if path not in heads}
     return Layout(_VGG16, convolutions), Layout(_HEADS, heads)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from llamagen_jax.models.vqgan import VQGANConfig
+from llamagen_jax.models.vqgan import ResBlock, VQGANConfig
 
 IMAGES = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1, maxval=1)
 
@@ -90,6 +90,7 @@ def test_image_sides_must_be_divisible():
     "change",
     [
         {"base_channels": 20},
+        {"norm_groups": 0},
         {"channel_multipliers": ()},
         {"codebook_size": 0},
         {"dtype": "float64"},
@@ -98,3 +99,17 @@ def test_image_sides_must_be_divisible():
 def test_impossible_configs_name_the_field(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         VQGANConfig(**change)
+
+
+def test_channels_are_normalised_in_groups():
+    """Each of 32 channels alone forgets its mean; in one group they keep how they differ."""
+    x = jnp.broadcast_to(jnp.arange(32.0), (1, 4, 4, 32))
+    for groups, spread in ((32, 0.0), (1, 1.0)):
+        config = dataclasses.replace(tiny.VQGAN_CONFIG, norm_groups=groups)
+        block = ResBlock(32, config)
+        variables = block.init(jax.random.key(0), x)
+        _, state = block.apply(variables, x, capture_intermediates=True)
+        (normalised,) = state["intermediates"]["norm1"]["__call__"]
+        np.testing.assert_allclose(np.std(normalised), spread, atol=1e-3)
+    with pytest.raises(ValueError, match="base_channels=24 must be a positive multiple of 16"):
+        VQGANConfig(base_channels=24, norm_groups=16)

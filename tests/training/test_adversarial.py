@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,6 +162,24 @@ def test_fine_tuning_another_model_is_refused(tmp_path, fresh):
         with pytest.raises(InputError, match=message):
             tiny.train(adversarial_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class _Brightness(nn.Module):
+    """In the place of LPIPS: the mean of the first images."""
+
+    @nn.compact
+    def __call__(self, first, second):
+        return first.mean(axis=(1, 2, 3)) + self.param("zero", nn.initializers.zeros, ())
+
+
+def test_perceptual_loss_of_a_part_of_the_batch(monkeypatch):
+    monkeypatch.setattr(tokenizer, "LPIPS", _Brightness)
+    changes = {"loss__perceptual_weight": 0.5, "loss__perceptual_every": 4, "batch_size": 8}
+    task = tokenizer.make_task(adversarial_config(loss__adversarial_weight=0.0, **changes))
+    images = np.full((8, 8, 8, 3), 255, np.uint8)
+    images[[0, 4]] = 0
+    _, metrics = jax.jit(task.train_step)(task.init(), {"image": images})
+    np.testing.assert_allclose(metrics.compute()["perceptual_loss"], -0.5)
 
 
 def test_perceptual_loss_without_its_files_is_refused(tmp_path):

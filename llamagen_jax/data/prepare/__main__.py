@@ -5,7 +5,14 @@ import functools
 from collections.abc import Callable
 
 from llamagen_jax import commands
-from llamagen_jax.data.prepare import check, image_codes, pack, text_features
+from llamagen_jax.data.prepare import (
+    captions,
+    check,
+    image_codes,
+    pack,
+    text_features,
+    word_encoder,
+)
 from llamagen_jax.data.prepare import filter as metadata_filter
 from llamagen_jax.data.prepare.extract import Extraction, extract
 from llamagen_jax.data.prepare.folders import decode_folder, encode_folder
@@ -119,6 +126,18 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     pack.add_arguments(subparsers.add_parser("pack", help="images of any source -> dataset folder"))
+
+    captions.add_arguments(
+        subparsers.add_parser("captions", help="captions of any source -> text file of prompts")
+    )
+
+    word_encoder.add_arguments(
+        subparsers.add_parser(
+            "word-encoder",
+            help="dataset of captions -> a small text encoder of random weights that knows their "
+            "words",
+        )
+    )
 
     check.add_arguments(
         subparsers.add_parser("check", help="whether files and folders are still what was written")

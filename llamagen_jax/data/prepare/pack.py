@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--location",
         type=commands.path,
         required=True,
-        help="folder of images; split of the digits",
+        help="folder of images; split of the digits, or of the emoji and their size: train/64",
     )
     parser.add_argument(
         "--captions", nargs="*", default=[], help="names of the captions to keep (all)"

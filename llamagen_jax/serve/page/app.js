@@ -6,7 +6,14 @@ import { askKey, prepareDialogs, showCode, view } from "./dialogs.js";
 import { hideSet, showSet } from "./gallery.js";
 import { openHistory } from "./history.js";
 import { textChunks } from "./png.js";
-import { fillForm, moveSliders, readRequest, requestOfImage, requestOfPng } from "./settings.js";
+import {
+  classOf,
+  fillForm,
+  moveSliders,
+  readRequest,
+  requestOfImage,
+  requestOfPng,
+} from "./settings.js";
 
 const RETRY_MS = 2000;
 
@@ -79,13 +86,10 @@ async function connect() {
 }
 
 function completeClasses() {
-  const names = model.class_names;
-  const count = (name) => names.filter((other) => other === name).length;
   const labels = [...Array(model.num_classes).keys()];
   const options = labels.map((label) => {
-    const text = names[label] ?? String(label);
-    // The number tells classes of the same name apart.
-    return { text, label, value: count(text) > 1 ? String(label) : text };
+    const text = model.class_names[label] ?? String(label);
+    return { text, label, value: classOf(label, model) };
   });
   combobox($("class"), $("classes"), options);
 }

@@ -4,6 +4,7 @@ python -m llamagen_jax.serve.vllm --generator for_vllm --tokenizer vq_ds16_c2i.p
 """
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from llamagen_jax.image_tokenizer import (
 from llamagen_jax.images import grid, save_png, to_uint8
 from llamagen_jax.sample_parts import write_npz
 from llamagen_jax.sampling.settings import SamplingSettings
-from llamagen_jax.serve.vllm.engine import draw_codes, open_engine, read_config
+from llamagen_jax.serve.vllm.engine import check_settings, draw_codes, open_engine, read_config
 
 
 def main() -> None:
@@ -40,7 +41,8 @@ def main() -> None:
 
 def _run(args: argparse.Namespace) -> None:
     config, output = read_config(args.generator), Path(args.output)
-    if output.suffix not in (".png", ".npz"):
+    suffix = output.suffix.lower()
+    if suffix not in (".png", ".npz"):
         raise InputError(f"--output {output} must end in .png or .npz")
     tokenizer = open_tokenizer(args.tokenizer)
     if tokenizer.codebook_size != config["codebook_size"]:
@@ -50,9 +52,11 @@ def _run(args: argparse.Namespace) -> None:
         )
     num_classes = config["num_classes"]
     names = full_names(config["class_names"], num_classes)
-    wanted = args.labels or map(str, range(num_classes))
-    labels = [find_class(text, names, num_classes) for text in wanted]
-    labels = np.repeat(np.array(labels, np.int32), args.count)
+    labels = np.arange(num_classes, dtype=np.int32)
+    if args.labels:
+        found = [find_class(text, names, num_classes) for text in args.labels]
+        labels = np.array(found, np.int32)
+    labels = np.repeat(labels, args.count)
     scale = config["guidance_scale"] if args.guidance_scale is None else args.guidance_scale
     settings = SamplingSettings(
         args.seed,
@@ -62,16 +66,17 @@ def _run(args: argparse.Namespace) -> None:
         top_p=args.top_p,
         greedy=args.greedy,
     )
+    check_settings(settings, scale)
     with staged(output, overwrite=True) as partial:
         engine = open_engine(args.generator, batch_size=args.batch_size, guidance_scale=scale)
         codes = draw_codes(engine, labels.tolist(), settings)
         samples = _decode(tokenizer, codes, config["grid"], args.batch_size)
-        if output.suffix == ".npz":
+        if suffix == ".npz":
             write_npz(partial, samples, labels=labels)
         else:
             images = np.concatenate([part.images for part in samples])
             picture = grid(images.reshape(-1, args.count, *images.shape[1:]))
-            save_png(partial, picture)
+            save_png(partial, picture, dataclasses.asdict(settings))
     print(f"wrote {len(labels)} images to {output}")
 
 

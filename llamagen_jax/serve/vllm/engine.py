@@ -84,7 +84,7 @@ def draw_codes(engine: Any, labels: Sequence[int], settings: SamplingSettings) -
       InputError: a label is out of range, or settings are not the engine's or nothing it has.
     """
     config = engine.llm_engine.model_config.hf_config
-    _check(settings, config.guidance_scale)
+    check_settings(settings, config.guidance_scale)
     for label in labels:
         if not 0 <= label <= config.num_classes:
             raise InputError(f"label {label} must be in [0, {config.num_classes}]")
@@ -94,8 +94,12 @@ def draw_codes(engine: Any, labels: Sequence[int], settings: SamplingSettings) -
     return np.array([output.outputs[0].token_ids for output in outputs], np.int32)
 
 
-def _check(settings: SamplingSettings, guidance_scale: float) -> None:
-    """Refuses what would otherwise be left out without a word."""
+def check_settings(settings: SamplingSettings, guidance_scale: float) -> None:
+    """Refuses what an engine of this guidance scale would leave out without a word.
+
+    Raises:
+      InputError: the settings are of another scale, or of something that vLLM does not have.
+    """
     wanted = max(settings.guidance_scale, 1)
     if wanted != max(guidance_scale, 1):
         raise InputError(
