@@ -27,6 +27,17 @@ def imagenet_ids() -> tuple[str, ...]:
     return tuple(wordnet_id for wordnet_id, _ in _imagenet_classes())
 
 
+def full_names(recorded: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The names of a generator's classes by label; () where they are not known.
+
+    Args:
+      recorded: those that its folder tells; () for none. ImageNet's ids become its names, and a
+        generator of 1000 classes without names has ImageNet's.
+    """
+    unnamed = not recorded and num_classes == 1000
+    return imagenet_names() if unnamed or tuple(recorded) == imagenet_ids() else tuple(recorded)
+
+
 @functools.cache
 def _imagenet_classes() -> tuple[tuple[str, str], ...]:
     text = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llamagen_jax import seeds, sharding, zoo
-from llamagen_jax.classes import find_class, imagenet_ids, imagenet_names
+from llamagen_jax.classes import find_class, full_names
 from llamagen_jax.errors import InputError
 from llamagen_jax.image_tokenizer import ImageTokenizer, open_tokenizer
 from llamagen_jax.images import resize, to_uint8
@@ -102,12 +102,14 @@ class ImageGenerator:
         text_encoder: str | None = None,
         draft: str | None = None,
         dtype: str | None = None,
+        weights: str = "float",
         mesh: Mesh | None = None,
     ) -> "ImageGenerator":
         """Opens what `zoo.load` finds under these names or paths.
 
         Args:
           dtype: that the transformers compute in; None for that of their configurations.
+          weights: of `Llama.for_decoding`, for the transformers.
           mesh: of `sharding.make_mesh`, which `sharding.DECODING_RULES` split the generator's
             weights over; all others, and all where it is None, are copied to every device.
 
@@ -117,12 +119,9 @@ class ImageGenerator:
         model, params = _load_generator(name, dtype)
         opened = open_tokenizer(tokenizer)
         _check_fit(name, model.config, tokenizer, opened)
-        class_names = tuple(export.recorded(name).get("class_names", ()))
-        unnamed = not class_names and model.config.num_classes == 1000
-        if unnamed or class_names == imagenet_ids():
-            class_names = imagenet_names()
+        recorded = export.recorded(name).get("class_names", ())
         mesh = mesh or sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-        model, params = model.for_decoding(params)
+        model, params = model.for_decoding(params, weights)
         everywhere = jax.NamedSharding(mesh, jax.P())
         opened = jax.device_put(opened, everywhere)
         split = sharding.tree_shardings(params, sharding.DECODING_RULES, mesh)
@@ -131,9 +130,10 @@ class ImageGenerator:
         if draft:
             draft_model, draft_params = _load_generator(draft, dtype)
             speculative.check_draft(model.config, draft_model.config)
-            draft_model, draft_params = draft_model.for_decoding(draft_params)
+            draft_model, draft_params = draft_model.for_decoding(draft_params, weights)
             opened_draft = draft_model, jax.device_put(draft_params, everywhere)
-        return cls(name, model, params, opened, text_encoder, class_names, opened_draft)
+        names = full_names(recorded, model.config.num_classes)
+        return cls(name, model, params, opened, text_encoder, names, opened_draft)
 
     @property
     def config(self) -> LlamaConfig:

@@ -22,7 +22,7 @@ from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator, Samples, settings_for
 from llamagen_jax.images import captioned_grid, grid, save_png
 from llamagen_jax.interruption import told_kept
-from llamagen_jax.models.llama import Llama, LlamaConfig
+from llamagen_jax.models.llama import WEIGHTS, Llama, LlamaConfig
 from llamagen_jax.sample_folders import (
     LAYOUTS,
     check_layout,
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     if args.prompt_file or args.prompts:
         check_prompts(prompts, args.prompt_file or "--prompts")
     generator = ImageGenerator.open(
-        args.generator, tokenizer, text_encoder or None, args.draft, args.dtype
+        args.generator, tokenizer, text_encoder or None, args.draft, args.dtype, args.weights
     )
     is_text = generator.config.condition == "text"
     _check_condition(args, generator.config, text_encoder)
@@ -105,7 +105,7 @@ def _dry_run(args: argparse.Namespace) -> str:
     if args.dtype:
         config = dataclasses.replace(config, dtype=args.dtype)
     settings = settings_for(config, **{name: getattr(args, name) for name in SETTINGS})
-    return dry_run.report(Llama(config), args.batch_size, settings)
+    return dry_run.report(Llama(config), args.batch_size, settings, args.weights)
 
 
 def _labels(wanted: list[str] | None, generator: ImageGenerator) -> np.ndarray:
@@ -202,6 +202,13 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("float32", "bfloat16"),
         help="that the transformer computes in (as it was trained)",
+    )
+    how.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="float",
+        help="int8 rounds the transformer's matrices: a quarter of the memory of float32, other "
+        "images by a little (float)",
     )
     how.add_argument(
         "--dry-run",

@@ -25,9 +25,12 @@ LLAMA_RULES: Rules = (
     (r"(out|down)/kernel$", (None, "tensor", "fsdp")),
     (r"output$", ("fsdp", "tensor")),
 )
-# Of `Llama.for_decoding`, whose layers are apart.
-DECODING_RULES: Rules = tuple(
-    (regex, spec[1:] if len(spec) == 3 else spec) for regex, spec in LLAMA_RULES
+# Of `Llama.for_decoding`, whose layers are apart, and whose integers are [out, in].
+DECODING_RULES: Rules = (
+    *((regex, spec[1:] if len(spec) == 3 else spec) for regex, spec in LLAMA_RULES),
+    (r"(q|k|v|gate|up)/kernel/integers$", ("tensor", "fsdp")),
+    (r"(out|down)/kernel/integers$", ("fsdp", "tensor")),
+    (r"output/integers$", ("tensor", "fsdp")),
 )
 T5_RULES: Rules = (
     (r"embedding/embedding$", (None, ("fsdp", "tensor"))),

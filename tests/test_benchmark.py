@@ -1,25 +1,31 @@
 import dataclasses
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 from absl import logging
 
-from llamagen_jax import zoo
+from llamagen_jax import flops, zoo
 from llamagen_jax.benchmark import __main__ as benchmark
+from llamagen_jax.benchmark import bench, fid, suites, versus_torch, versus_vllm
 from llamagen_jax.benchmark import parts as benchmark_parts
-from llamagen_jax.benchmark import suites, versus_torch
+from llamagen_jax.evaluate.features import Network
 from llamagen_jax.training import config_files
 from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.generator import forward_flops
+from llamagen_jax.weights import export
 
 
 @pytest.fixture(autouse=True)
 def tiny_models(monkeypatch):
     monkeypatch.setitem(zoo.MODELS, "GPT-B", tiny.LLAMA_CONFIG)
     monkeypatch.setitem(zoo.MODELS, "GPT-XL", tiny.LLAMA_CONFIG)
-    monkeypatch.setattr(benchmark_parts.flops, "measured_peak", lambda dtype: 1e11)
-    monkeypatch.setattr(benchmark_parts, "measured_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(flops, "measured_peak", lambda dtype: 1e11)
+    monkeypatch.setattr(bench, "measured_bandwidth", lambda: 1e10)
     verbosity = logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)
@@ -35,7 +41,7 @@ def test_figures_are_written_and_printed(tmp_path, capsys, only, monkeypatch):
         call()
         return 0.5
 
-    monkeypatch.setattr(benchmark_parts.flops, "median_seconds", half_a_second)
+    monkeypatch.setattr(flops, "median_seconds", half_a_second)
     output = tmp_path / "figures.json"
     arguments = ["--only", only, "--batch-size", "8", "--repeats", "1", "--output", str(output)]
     benchmark.main(arguments)
@@ -52,7 +58,7 @@ def test_figures_are_written_and_printed(tmp_path, capsys, only, monkeypatch):
 
 
 def test_configs_are_the_papers_with_the_setting_in_place():
-    setting = benchmark_parts.Setting("GPT-XL", "VQ-8", "bfloat16", 6, 3, 1)
+    setting = bench.Setting("GPT-XL", "VQ-8", "bfloat16", 6, 3, 1)
     paper = from_mapping(config_files.load("c2i.py:B-256").to_dict())
     generator = benchmark_parts.generator_config(setting, "GPT-XL")
     model = dataclasses.replace(tiny.LLAMA_CONFIG, dtype="bfloat16")
@@ -67,6 +73,7 @@ def test_configs_are_the_papers_with_the_setting_in_place():
     ("arguments", "message"),
     [
         (["--generator", "GPT-XLL"], "there is no model 'GPT-XLL'; did you mean 'GPT-XL'"),
+        (["--draft", "GPT-BB"], "there is no model 'GPT-BB'; did you mean 'GPT-B'"),
         (["--only", "naming"], "no benchmark is called 'naming': train step"),
     ],
 )
@@ -75,19 +82,27 @@ def test_bad_input_is_one_line(arguments, message):
         benchmark.main(arguments)
 
 
+_DECODERS = ["decode, plain", "decode, jacobi", "decode, speculative"]
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("options", "names"),
     [
-        "decode",
-        "images",
-        "train step, generator",
-        pytest.param("train step, tokenizer", marks=pytest.mark.slow),
+        ("--only decode", ["decode"]),
+        ("--weights int8", ["decode"]),
+        ("--only parallel sampling", _DECODERS),
+        ("--only images", ["encode images", "decode images"]),
+        ("--only train step, generator", ["train step, generator"]),
+        pytest.param(
+            "--only train step, tokenizer", ["train step, tokenizer"], marks=pytest.mark.slow
+        ),
     ],
 )
-def test_every_kind_of_run_of_the_gpu_suite_runs_at_toy_sizes(tmp_path, monkeypatch, kind):
+def test_every_kind_of_run_of_the_gpu_suite_runs_at_toy_sizes(
+    tmp_path, monkeypatch, options, names
+):
     """In this process, and in bfloat16, which it takes there."""
-    runs = {run.options[1]: run for run in reversed(suites.gpu())}
-    assert len(runs) == 4
+    first = next(run for run in suites.gpu() if options in " ".join(run.options))
 
     def call(options, seconds):
         output = tmp_path / "run.json"
@@ -95,14 +110,31 @@ def test_every_kind_of_run_of_the_gpu_suite_runs_at_toy_sizes(tmp_path, monkeypa
         return json.loads(output.read_text())
 
     monkeypatch.setattr(suites, "_call", call)
-    (record,) = suites.run([runs[kind]], tiny=True, seconds=60)
-    names = {"images": ["encode images", "decode images"]}.get(kind, [kind])
+    (record,) = suites.run([first], tiny=True, seconds=60)
     assert [figure["name"] for figure in record["figures"]] == names
     assert record["setting"]["tiny"]
-    if kind == "decode":
+    shapes = record["figures"][0]["shapes"]
+    assert ("int8 weights" in shapes) == (options == "--weights int8")
+    if options == "--only decode":
         assert record["published_seconds"] == {"eager": 7.80, "vLLM": 2.39}
-        assert "guidance 2" in record["figures"][0]["shapes"]
+        assert "guidance 2" in shapes
         assert "7.8 s, 2.39 s" in suites.table([record])
+
+
+def test_trained_generators_are_timed_by_every_decoder(tmp_path, capsys):
+    trained, draft = tmp_path / "trained", tmp_path / "draft"
+    for folder, seed in ((trained, 0), (draft, 1)):
+        export.write(folder, *tiny.llama(seed=seed))
+    options = ["--only", "parallel", "--trained", str(trained), "--batch-size", "1"]
+    options += ["--repeats", "1"]
+    benchmark.main([*options, "--draft", str(draft), "--guidance-scale", "2"])
+    printed = capsys.readouterr().out
+    for name in _DECODERS:
+        assert f"| {name} | trained, 1 samples of 16 codes in " in printed
+    export.write(tmp_path / "text", *tiny.llama(tiny.TEXT_CONFIG))
+    options[3] = str(tmp_path / "text")
+    with pytest.raises(SystemExit, match="text draws from prompts: give --prompt-file"):
+        benchmark.main(options)
 
 
 def test_a_run_that_fails_loses_its_own_rows_alone(monkeypatch):
@@ -114,9 +146,70 @@ def test_a_run_that_fails_loses_its_own_rows_alone(monkeypatch):
     assert "| `--only nothing` | error: no benchmark" in suites.table(records)
 
 
+@pytest.fixture
+def small_fid(monkeypatch):
+    """FID of 16 colours instead of Inception's features."""
+
+    def colours(images):
+        return {"pool": images.reshape(len(images), -1)[:, :16].astype(np.float32)}
+
+    network = Network("torch-fidelity", "x", colours, {"pool": 16})
+    monkeypatch.setattr(Network, "open", lambda path, protocol: network)
+    moments = fid._random_moments
+    monkeypatch.setattr(fid, "_random_moments", lambda seed, width: moments(seed, 16))
+
+
+def test_fid_is_timed_beside_torch_fidelity(monkeypatch, small_fid):
+    torch = pytest.importorskip("torch")
+    asked = []
+
+    def calculate_metrics(input1, input2, feature_extractor_weights_path, **options):
+        asked.append([len(list(Path(folder).glob("*.png"))) for folder in (input1, input2)])
+        assert torch.load(feature_extractor_weights_path)["fc.bias"].shape == (1008,)
+        return {"frechet_inception_distance": 0.0}
+
+    theirs = SimpleNamespace(calculate_metrics=calculate_metrics)
+    metric = SimpleNamespace(fid_statistics_to_metric=lambda ours, theirs, verbose: {})
+    monkeypatch.setitem(sys.modules, "torch_fidelity", theirs)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.metric_fid", metric)
+    jobs = list(fid.jobs(3))
+    names = ["FID", "FID's distance"]
+    assert [j.name for j in jobs] == names + [f"{name}, torch-fidelity" for name in names]
+    assert [(j.count, j.unit) for j in jobs] == 2 * [(6, "images"), (1, "distances")]
+    assert asked == [[3, 3]]
+
+
+def test_without_torch_fidelity_the_row_tells_so(monkeypatch, small_fid):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    first, second = fid.jobs(3)
+    assert (first.name, second.name) == ("FID", "FID's distance")
+    assert first.shapes.startswith("2 x 3 PNGs of 256 px; torch-fidelity cannot be imported (")
+
+
 def test_the_comparison_with_the_original_needs_its_checkout(tmp_path):
     pytest.importorskip("torch")
     with pytest.raises(SystemExit, match=r"is no checkout of github.com/FoundationVision/LlamaGen"):
         benchmark.main(["--versus-torch", str(tmp_path)])
     pairs = [versus_torch.Pair("decode", 30.0, 10.0)]
     assert "| decode | 30.0 ms | 10.0 ms | 3.00 |" in versus_torch.table(pairs)
+
+
+def test_vllm_is_timed_on_the_same_weights(monkeypatch, capsys):
+    opened = []
+
+    def open_engine(folder, batch_size):
+        opened.append(sorted(path.name for path in folder.iterdir()))
+        return "engine"
+
+    def draw_codes(engine, labels, settings):
+        assert engine == "engine"
+        assert settings.guidance_scale == 2
+        return [[0] * 4] * len(labels)
+
+    monkeypatch.setattr(versus_vllm.engine, "open_engine", open_engine)
+    monkeypatch.setattr(versus_vllm.engine, "draw_codes", draw_codes)
+    options = ["--grid-size", "2", "--guidance-scale", "2", "--repeats", "1"]
+    benchmark.main(["--versus-vllm", *options])
+    assert opened == [["config.json", "model.safetensors"]]
+    printed = capsys.readouterr().out
+    assert all(f"| {images} |" in printed for images in (1, 8))

@@ -163,12 +163,32 @@ def test_a_dry_run_tells_the_memory_and_draws_nothing(models, tmp_path, capsys):
     assert "expected a transformer" in fails(*models, "--generator", models[3], "--dry-run")
 
 
-def test_memory_is_that_of_weights_and_cache():
+def test_weights_of_int8(models, tmp_path):
+    run(*models, "--weights", "int8", "--output", tmp_path / "a.npz")
+    model, params = zoo.load(models[1])
+    labels = np.arange(10)
+    rounded = lg.generate(*model.for_decoding(params, "int8"), labels, seed=0)
+    np.testing.assert_array_equal(read(tmp_path / "a.npz")["codes"], rounded)
+    assert np.any(rounded != lg.generate(model, params, labels, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("weights", "saved"),
+    # Of each of the matrices 3 bytes a weight, less a float32 scale for each output.
+    [
+        ("float", 0),
+        (
+            "int8",
+            3 * (2 * (4 * 768 + 3 * 2048) + 16384) * 768 - 4 * (2 * (5 * 768 + 2 * 2048) + 16384),
+        ),
+    ],
+)
+def test_memory_is_that_of_weights_and_cache(weights, saved):
     config = dataclasses.replace(zoo.MODELS["GPT-B"], n_layers=2)
     settings = SamplingSettings(0, guidance_scale=2.0, top_k=2000)
-    memory = dry_run.analyse(zoo.build(config), 4, settings)
+    memory = dry_run.analyse(zoo.build(config), 4, settings, weights)
     parameters = sum(np.prod(shape) for shape in param_shapes(config).values())
-    assert memory["weights"] == 4 * parameters
+    assert memory["weights"] == 4 * parameters - saved
     assert memory["cache"] == 4 * 2 * 8 * 12 * 257 * 64 * 2
     assert memory["peak"] < 1.15 * (memory["weights"] + memory["cache"])
 

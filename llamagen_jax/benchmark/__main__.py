@@ -16,10 +16,12 @@ from absl import logging
 from tqdm import tqdm
 
 from llamagen_jax import commands, zoo
-from llamagen_jax.benchmark import suites, versus_torch
-from llamagen_jax.benchmark.parts import BENCHMARKS, Bench, Setting, Timing
+from llamagen_jax.benchmark import suites, versus_torch, versus_vllm
+from llamagen_jax.benchmark.bench import Bench, Setting, Timing
+from llamagen_jax.benchmark.parts import BENCHMARKS
 from llamagen_jax.errors import InputError, nearest, one_line_errors
 from llamagen_jax.files import staged
+from llamagen_jax.models.llama import WEIGHTS
 
 _SUITE_SECONDS = 9 * 60
 
@@ -40,16 +42,20 @@ def main(argv: list[str] | None = None) -> None:
     # A batch that is still being read when its folder goes is no news.
     logging.set_verbosity(logging.ERROR)
     with one_line_errors():
-        for name in (arguments.generator, arguments.tokenizer):
+        names = [arguments.generator, arguments.tokenizer]
+        if arguments.draft and not arguments.trained:
+            names.append(arguments.draft)
+        for name in names:
             if name not in zoo.MODELS:
                 raise InputError(f"there is no model '{name}'; {nearest(name, zoo.MODELS)}")
-        known = arguments.versus_torch or any(arguments.only in name for name in BENCHMARKS)
+        compared = arguments.versus_torch or arguments.versus_vllm
+        known = compared or any(arguments.only in name for name in BENCHMARKS)
         if not known:
             raise InputError(f"no benchmark is called '{arguments.only}': {', '.join(BENCHMARKS)}")
         jax.config.update("jax_enable_compilation_cache", False)
         values = vars(arguments)
-        only, output, checkout, suite = (
-            values.pop(key) for key in ("only", "output", "versus_torch", "suite")
+        only, output, checkout, vllm, suite = (
+            values.pop(key) for key in ("only", "output", "versus_torch", "versus_vllm", "suite")
         )
         setting = Setting(**values)
         if suite:
@@ -63,6 +69,12 @@ def main(argv: list[str] | None = None) -> None:
             print(versus_torch.table(pairs))
             if output:
                 _write(output, _about(setting) | {"pairs": [pair._asdict() for pair in pairs]})
+            return
+        if vllm:
+            drawn = versus_vllm.compare(setting)
+            print(versus_vllm.table(drawn))
+            if output:
+                _write(output, _about(setting) | {"pairs": [pair._asdict() for pair in drawn]})
             return
         limits, figures = run(setting, only)
         print(_table(limits, figures))
@@ -121,10 +133,24 @@ def _parser() -> argparse.ArgumentParser:
     option("--image-batch-size", 1 if on_cpu else 32, "images per call", type=commands.whole)
     option("--grid-size", 16, "side of the code grid that is decoded", type=commands.whole)
     option("--guidance-scale", 1.0, "of decoding", type=commands.number)
+    option("--top-p", 1.0, "of parallel sampling", type=commands.number)
+    option("--weights", "float", "of decoding", choices=WEIGHTS)
     parser.add_argument(
-        "--weights",
+        "--trained",
         type=commands.path,
-        help="a trained generator of classes for parallel sampling (random weights)",
+        metavar="PATH",
+        help="a trained generator for parallel sampling (random weights)",
+    )
+    parser.add_argument(
+        "--draft",
+        help="for parallel sampling, the small generator of the speculative decoder: beside "
+        "--trained a trained one, else a name in the model zoo (none)",
+    )
+    parser.add_argument(
+        "--prompt-file",
+        type=commands.path,
+        metavar="FILE",
+        help="prompts for a trained generator that draws from them, see sample.py",
     )
     parser.add_argument("--tiny", action="store_true", help="toy models, to prove that all runs")
     option(
@@ -140,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
         "--suite",
         choices=("gpu",),
         help="instead, what matters on one GPU, in under nine minutes: every size at 384 px beside "
-        "the original's published times, large batches, training, images; each in its own process",
+        "the original's published times, int8, the decoders, large batches, training, images; each "
+        "in its own process",
     )
     parser.add_argument(
         "--versus-torch",
@@ -148,6 +175,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="instead, the same jobs by the original in PyTorch, a checkout of "
         "github.com/FoundationVision/LlamaGen, and by us, in turn in float32",
+    )
+    parser.add_argument(
+        "--versus-vllm",
+        action="store_true",
+        help="instead, images of the generator drawn by vLLM and by us, in turn",
     )
     parser.add_argument("--output", type=commands.path, help="JSON file to write")
     return parser

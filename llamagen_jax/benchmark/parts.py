@@ -1,4 +1,4 @@
-"""The parts of LlamaGen that `benchmark` times, and how: medians of calls beside the limits."""
+"""The parts of LlamaGen that `benchmark` times."""
 
 import dataclasses
 import functools
@@ -17,133 +17,18 @@ import numpy as np
 from PIL import Image
 
 from llamagen_jax import flops, sharding, zoo
+from llamagen_jax.benchmark import decoding, fid
+from llamagen_jax.benchmark.bench import Bench, Setting, Timing, random_llama
 from llamagen_jax.data.pipeline import train_batches
 from llamagen_jax.data.sources import open_source
-from llamagen_jax.errors import InputError
 from llamagen_jax.evaluate.manifolds import manifold_hits
-from llamagen_jax.models import attention
 from llamagen_jax.models.inception import Inception
-from llamagen_jax.models.llama import Llama
-from llamagen_jax.models.vqgan import VQGAN, VQGANConfig
-from llamagen_jax.sampling import jacobi, plain
-from llamagen_jax.sampling.generate import generate, sample_keys
-from llamagen_jax.sampling.settings import SamplingSettings
+from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training import config_files, dry_run, generator, tokenizer
 from llamagen_jax.training.config import GeneratorTraining, TokenizerTraining, from_mapping
 from llamagen_jax.training.task import Task
 from llamagen_jax.training.tasks import make_mesh
 from llamagen_jax.weights import export
-
-_TEXT_TOKENS = 120
-_TINY_LLAMA = {"dim": 64, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "vocab_size": 128}
-_TINY_VQGAN = {
-    "base_channels": 32,
-    "channel_multipliers": (1, 1, 1),
-    "num_res_blocks": 1,
-    "z_channels": 32,
-    "codebook_size": 128,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is timed, on one device.
-
-    Attributes:
-      generator, tokenizer: names of `zoo.MODELS`.
-      dtype: compute dtype.
-      batch_size, image_batch_size: sequences and images per call.
-      repeats: timed calls.
-      grid_size: side of the code grid that is decoded.
-      guidance_scale: of decoding, see `SamplingSettings`.
-      weights: of `zoo.load`, a trained generator of classes for parallel sampling; None for
-        random weights.
-      tiny: toys in the place of the models, which prove that all runs.
-    """
-
-    generator: str
-    tokenizer: str
-    dtype: str
-    batch_size: int
-    image_batch_size: int
-    repeats: int
-    grid_size: int = 16
-    guidance_scale: float = 1.0
-    weights: str | None = None
-    tiny: bool = False
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of images."""
-        return 64 if self.tiny else 256
-
-    def config(self, name: str) -> Any:
-        """The configuration of the model `name` of the zoo, or of a toy of its kind."""
-        config = dataclasses.replace(zoo.MODELS[name], dtype=self.dtype)
-        if not self.tiny:
-            return config
-        toy = _TINY_VQGAN if isinstance(config, VQGANConfig) else _TINY_LLAMA
-        return dataclasses.replace(config, **toy)
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """One timing.
-
-    Attributes:
-      name, shapes: what was run.
-      seconds: median of one call.
-      rate: of `unit` per second.
-      limit: "matrix product" or "memory", or "" for none.
-      percent: of that limit's rate, reached by the FLOPs or bytes that the work needs at least.
-    """
-
-    name: str
-    shapes: str
-    seconds: float
-    rate: float
-    unit: str
-    limit: str = ""
-    percent: float | None = None
-
-
-class Bench:
-    """Runs calls and sets them against the machine's limits."""
-
-    def __init__(self, setting: Setting):
-        self.setting = setting
-        self.limits = {
-            "matrix product": flops.measured_peak(setting.dtype),
-            "memory": measured_bandwidth(),
-        }
-
-    def time(
-        self,
-        name: str,
-        shapes: str,
-        call: Callable[[], Any],
-        *,
-        count: float,
-        unit: str,
-        limit: str = "",
-        work: float = 0.0,
-    ) -> Timing:
-        """Times `call`, which makes `count` of `unit` and needs `work` FLOPs or bytes."""
-        seconds = flops.median_seconds(call, self.setting.repeats)
-        percent = 100 * work / seconds / self.limits[limit] if limit else None
-        return Timing(name, shapes, seconds, count / seconds, unit, limit, percent)
-
-
-def measured_bandwidth() -> float:
-    """Bytes per second of one device's memory: the faster of a long sum and a long copy."""
-    on_cpu = jax.default_backend() == "cpu"
-    numbers = jnp.ones(2**27 if on_cpu else 2**30, jnp.float32)
-    read = jax.jit(jnp.sum)
-    copy = jax.jit(lambda x: x + 1)
-    return max(
-        numbers.nbytes / flops.median_seconds(lambda: read(numbers), 5),
-        2 * numbers.nbytes / flops.median_seconds(lambda: copy(numbers), 5),
-    )
 
 
 def _train_generator(bench: Bench) -> Iterator[Timing]:
@@ -194,83 +79,6 @@ def _steps(task: Task, batch: dict) -> tuple[Callable[[], Any], float]:
     return call, task.step_flops(step.trace(state, batch))
 
 
-def _decode(bench: Bench) -> Iterator[Timing]:
-    s = bench.setting
-    model, params = _llama(s, condition="class", grid_size=s.grid_size)
-    labels = np.zeros(s.batch_size, np.int32)
-    c = model.config
-    itemsize = jnp.dtype(s.dtype).itemsize
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params)) - c.vocab_size * c.dim
-    # On average half of the positions are filled.
-    rows = s.batch_size * (2 if s.guidance_scale > 1 else 1)
-    cache = rows * c.n_layers * 2 * c.kv_heads * c.head_dim * c.code_length / 2
-    model, params = model.for_decoding(params)
-    guided = f", guidance {s.guidance_scale:g}" if s.guidance_scale > 1 else ""
-    yield bench.time(
-        "decode",
-        f"{s.generator} {s.dtype}, {s.batch_size} samples of {c.code_length} codes{guided}",
-        lambda: generate(model, params, labels, seed=0, guidance_scale=s.guidance_scale),
-        count=s.batch_size * c.code_length,
-        unit="codes",
-        limit="memory",
-        work=c.code_length * (weights + cache) * itemsize,
-    )
-
-
-def _parallel(bench: Bench) -> Iterator[Timing]:
-    """Of one image and of a batch of 8; how often guesses are right depends on the weights."""
-    s = bench.setting
-    model, params = zoo.load(s.weights) if s.weights else _llama(s, condition="class")
-    name = Path(s.weights).name if s.weights else f"{s.generator} {s.dtype} with random weights"
-    if model.config.condition != "class":
-        raise InputError(f"{s.weights} draws from prompts: give a generator of classes")
-    model, params = model.for_decoding(params)
-    params = jax.device_put(params)
-    settings = SamplingSettings(seed=0, guidance_scale=s.guidance_scale)
-    for count in (1, 8):
-        labels = np.arange(count) % model.config.num_classes
-        keys = sample_keys(0, np.arange(count))
-        arguments = model, params, labels, None, keys, settings
-        codes = count * model.config.code_length
-        yield bench.time(
-            "decode, plain",
-            f"{name}, {count} samples in {model.config.code_length} passes",
-            lambda arguments=arguments: plain.decode(*arguments),
-            count=codes,
-            unit="codes",
-        )
-        passes = np.asarray(jacobi.decode(*arguments).passes)
-        yield bench.time(
-            "decode, jacobi",
-            f"{name}, {count} samples in {passes.max()} passes, {passes.mean():.1f} on average",
-            lambda arguments=arguments: jacobi.decode(*arguments),
-            count=codes,
-            unit="codes",
-        )
-
-
-def _prefill(bench: Bench) -> Iterator[Timing]:
-    s = bench.setting
-    model, params = _llama(s, condition="text", condition_length=_TEXT_TOKENS)
-    x = jnp.zeros((s.batch_size, _TEXT_TOKENS, model.config.dim), s.dtype)
-
-    @jax.jit
-    def prefill(params, x):
-        decoder, params = model.for_decoding(params)
-        positions, cache = jnp.arange(_TEXT_TOKENS)[None], decoder.init_cache(s.batch_size)
-        return decoder.apply({"params": params}, x, positions, None, cache, method="extend")
-
-    yield bench.time(
-        "prefill",
-        f"{s.generator} {s.dtype}, {s.batch_size} x {_TEXT_TOKENS} text features",
-        lambda: prefill(params, x),
-        count=s.batch_size * _TEXT_TOKENS,
-        unit="tokens",
-        limit="matrix product",
-        work=flops.count(prefill, params, x),
-    )
-
-
 def _images(bench: Bench) -> Iterator[Timing]:
     s = bench.setting
     config = s.config(s.tokenizer)
@@ -309,7 +117,7 @@ def _compile(bench: Bench) -> Iterator[Timing]:
 
 def _load(bench: Bench) -> Iterator[Timing]:
     """Of a file that the system holds in memory, with the check of its digests and without any."""
-    model, params = _llama(bench.setting)
+    model, params = random_llama(bench.setting)
     params = jax.tree.map(lambda leaf: leaf.astype(bench.setting.dtype), params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e9
     shapes = f"{bench.setting.generator} {bench.setting.dtype}, {size:.2f} GB"
@@ -351,6 +159,8 @@ def _evaluate(bench: Bench) -> Iterator[Timing]:
         # Three products: each set with itself, and with the other.
         work=3 * 2 * count**2 * width,
     )
+    for job in fid.jobs(4 if bench.setting.tiny else 64):
+        yield Timing(job.name, job.shapes, job.seconds, job.count / job.seconds, job.unit)
 
 
 def _input(bench: Bench) -> Iterator[Timing]:
@@ -375,24 +185,15 @@ def _input(bench: Bench) -> Iterator[Timing]:
 BENCHMARKS = {
     "train step, generator": _train_generator,
     "train step, tokenizer": _train_tokenizer,
-    "decode": _decode,
-    "parallel sampling": _parallel,
-    "prefill": _prefill,
+    "decode": decoding.decode,
+    "parallel sampling": decoding.decoders,
+    "prefill": decoding.prefill,
     "images": _images,
     "compile": _compile,
     "load": _load,
     "evaluate": _evaluate,
     "input pipeline": _input,
 }
-
-
-def _llama(setting: Setting, **fields) -> tuple[Llama, dict]:
-    config = dataclasses.replace(setting.config(setting.generator), **fields)
-    model = Llama(config, attention=attention.choose("auto", setting.dtype))
-    codes = jnp.zeros((1, config.code_length), jnp.int32)
-    shape = (1,) if config.condition == "class" else (1, _TEXT_TOKENS, config.caption_dim)
-    init = jax.jit(model.init)
-    return model, init(jax.random.key(0), codes, jnp.zeros(shape, jnp.int32))["params"]
 
 
 def generator_config(setting: Setting, name: str) -> GeneratorTraining:

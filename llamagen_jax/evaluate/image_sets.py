@@ -3,6 +3,7 @@
 Axes: B batch, H W pixels.
 """
 
+import dataclasses
 import functools
 import itertools
 import zipfile
@@ -43,27 +44,34 @@ class ImageSet:
     count: int
     read: Callable[[int], Iterator[np.ndarray | None]]
 
-    def batches(self, size: int, start: int = 0) -> Iterator[np.ndarray]:
-        """Yields uint8 [B, H, W, 3] of `size` images, the last of fewer; broken ones are left out.
+    def lists(self, size: int, start: int = 0) -> Iterator[list[np.ndarray]]:
+        """Yields `size` images at a time, the last fewer; broken ones are left out. Shows a bar.
 
-        It shows a bar.
+        Raises:
+          InputError: the images cannot be read.
+        """
+        images = self.read(start)
+        with tqdm(total=self.count, initial=start, desc=self.name, unit="image") as bar:
+            while chunk := list(itertools.islice(images, size)):
+                yield [image for image in chunk if image is not None]
+                bar.update(len(chunk))
+
+    def batches(self, size: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Those of `lists` as uint8 [B, H, W, 3].
 
         Raises:
           InputError: the images have different sizes, or cannot be read.
         """
-        images, shape = self.read(start), None
-        with tqdm(total=self.count, initial=start, desc=self.name, unit="image") as bar:
-            while chunk := list(itertools.islice(images, size)):
-                whole = [image for image in chunk if image is not None]
-                for image in whole:
-                    shape = shape or image.shape
-                    if image.shape != shape:
-                        raise InputError(
-                            f"{self.name} holds images of {_size(shape)} and of "
-                            f"{_size(image.shape)}: give --size to crop them all alike"
-                        )
-                yield np.stack(whole) if whole else np.zeros((0, *(shape or (1, 1, 3))), np.uint8)
-                bar.update(len(chunk))
+        shape = None
+        for whole in self.lists(size, start):
+            for image in whole:
+                shape = shape or image.shape
+                if image.shape != shape:
+                    raise InputError(
+                        f"{self.name} holds images of {_size(shape)} and of "
+                        f"{_size(image.shape)}: give --size to crop them all alike"
+                    )
+            yield np.stack(whole) if whole else np.zeros((0, *(shape or (1, 1, 3))), np.uint8)
 
 
 def open_images(path: str, size: int | None = None) -> ImageSet:
@@ -90,7 +98,13 @@ def open_images(path: str, size: int | None = None) -> ImageSet:
         found = _folder(location, size)
     if found.count < 2:
         raise InputError(f"{path} holds {found.count} images; at least 2 are needed")
-    return found
+    # What is kept of one crop is not taken for another's.
+    return dataclasses.replace(found, name=f"{path} at {size} px") if size else found
+
+
+def crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre crop (`transforms.center_crop`) of uint8 [H, W, 3]: uint8 [size, size, 3]."""
+    return transforms.center_crop(transforms.decode(image), size)
 
 
 def open_source(location: str) -> Source:
@@ -146,7 +160,8 @@ def generated(
         for samples in generator.sample({"condition": labels}, settings, **options):
             yield from samples.images
 
-    return ImageSet(f"{name} with {settings}", count, read)
+    resized = f" at {size} px" if size else ""
+    return ImageSet(f"{name}{resized} with {settings}", count, read)
 
 
 def is_generator(name: str) -> bool:
@@ -222,16 +237,12 @@ def _npz(path: Path, size: int | None) -> ImageSet:
                 for number in range(shape[0]):
                     image = np.frombuffer(file.read(each), np.uint8).reshape(shape[1:])
                     if number >= start:
-                        yield _crop(image, size)
+                        yield crop(image, size) if size else image
                 file.read(1)  # ... where the check of its sum is
         except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
             raise InputError(f"{path} is damaged ({error}): make it or copy it again") from error
 
     return ImageSet(str(path), shape[0], read)
-
-
-def _crop(image: np.ndarray, size: int | None) -> np.ndarray:
-    return transforms.center_crop(transforms.decode(image), size) if size else image
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:

@@ -1,8 +1,6 @@
 """How good a set of images is beside a reference; part of the command `evaluate`."""
 
 import argparse
-import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +10,10 @@ from absl import logging
 
 from llamagen_jax import commands
 from llamagen_jax.errors import InputError
-from llamagen_jax.evaluate import distances, features, image_sets, manifolds, scores, texts
+from llamagen_jax.evaluate import distances, features, image_sets, manifolds, scores
 from llamagen_jax.evaluate.features import PROTOCOLS, Features, Network
 from llamagen_jax.evaluate.figures import Figure
-from llamagen_jax.evaluate.image_sets import ImageSet
+from llamagen_jax.evaluate.kept import folder_for
 from llamagen_jax.evaluate.statistics import (
     Statistics,
     load_statistics,
@@ -24,7 +22,6 @@ from llamagen_jax.evaluate.statistics import (
     standard_error,
 )
 from llamagen_jax.sampling.options import add_settings
-from llamagen_jax.weights import clip as clip_weights
 
 
 class Reference(NamedTuple):
@@ -32,11 +29,11 @@ class Reference(NamedTuple):
 
     Attributes:
       statistics: for FID and sFID.
-      pool: float32 [M, 2048] for precision, recall and KID; None where only statistics are known.
+      features: for precision, recall, KID and CMMD; None where only statistics are known.
     """
 
     statistics: Statistics
-    pool: np.ndarray | None
+    features: Features | None
 
 
 def evaluate(
@@ -80,7 +77,11 @@ def evaluate(
     else:
         opened = image_sets.open_images(samples, size)
     net = Network.open(network, protocol)
-    with _folder(keep) as folder:
+    if clip:
+        if Path(reference).is_file() and not image_sets.holds_images(reference):
+            raise InputError(f"CMMD needs images, and {reference} holds none: leave --clip out")
+        net = net.with_clip(clip)
+    with folder_for(keep) as folder:
         found = features.compute(opened, net, folder / "samples", batch_size)
         statistics = found.statistics()
         if save:
@@ -94,8 +95,8 @@ def evaluate(
             logging.warning(warning)
         found_figures = _figures(protocol, found, statistics, against, float16)
         figures = [net.noted(figure) for figure in found_figures]
-    if clip:
-        figures.append(_cmmd(clip, image_sets.open_images(reference, size), opened, batch_size))
+        if clip and against.features:
+            figures.append(_cmmd(Path(clip).name, against.features["clip"], found["clip"]))
     about = {
         "samples": samples,
         "reference": reference,
@@ -106,15 +107,6 @@ def evaluate(
         "broken_images": opened.count - len(found),
     }
     return figures, about
-
-
-@contextlib.contextmanager
-def _folder(keep: str | None) -> Iterator[Path]:
-    if keep:
-        yield Path(keep)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
 
 
 def open_reference(
@@ -143,7 +135,7 @@ def open_reference(
         return Reference(statistics, None)
     images = image_sets.open_images(path, size)
     found = features.compute(images, network, folder / "reference", batch_size)
-    return Reference(statistics or found.statistics(), np.asarray(found.pool))
+    return Reference(statistics or found.statistics(), found)
 
 
 def statistics_figures(
@@ -179,31 +171,29 @@ def _figures(
     protocol: str, found: Features, own: Statistics, reference: Reference, float16: bool
 ) -> Iterator[Figure]:
     yield from statistics_figures(protocol, found, own, reference.statistics)
-    if reference.pool is None:
+    if reference.features is None:
         logging.warning("the reference has no images: precision, recall and KID are left out")
         return
+    theirs = reference.features.pool
     if protocol == "adm":
         dtype = "float16" if float16 else "float32"
-        hits = manifolds.manifold_hits(reference.pool, found.pool, dtype=dtype)
+        hits = manifolds.manifold_hits(theirs, found.pool, dtype=dtype)
         for name, hit in zip(("precision", "recall"), hits, strict=True):
             compare = f"{_same(protocol, found)}; k = 3, distances in {dtype}"
             yield Figure(name, float(hit.mean()), standard_error(hit), compare)
     else:
-        subset = min(1000, len(found), len(reference.pool))
-        influence = distances.kid_influence(reference.pool, found.pool)
-        kid = distances.kid(reference.pool, found.pool, subset_size=subset)
+        subset = min(1000, len(found), len(theirs))
+        influence = distances.kid_influence(theirs, found.pool)
+        kid = distances.kid(theirs, found.pool, subset_size=subset)
         compare = f"KID of subsets of {subset}, whatever the number of images"
         yield Figure("KID", kid, standard_error(influence), compare)
 
 
-def _cmmd(folder: str, reference: ImageSet, samples: ImageSet, batch_size: int) -> Figure:
-    model, params = clip_weights.load(folder)
-    sets = [
-        texts.embed_images(model, params, images, batch_size) for images in (reference, samples)
-    ]
-    error = standard_error(distances.cmmd_influence(*sets))
-    compare = f"CMMD by {Path(folder).name}; published ones are by ViT-L/14 at 336 px"
-    return Figure("CMMD", distances.cmmd(*sets), error, compare)
+def _cmmd(name: str, reference: np.ndarray, samples: np.ndarray) -> Figure:
+    """Of embeddings [M, E] and [N, E] by the CLIP of that name."""
+    error = standard_error(distances.cmmd_influence(reference, samples))
+    compare = f"CMMD by {name}; published ones are by ViT-L/14 at 336 px"
+    return Figure("CMMD", distances.cmmd(reference, samples), error, compare)
 
 
 def _inception_scores(protocol: str, probabilities: np.ndarray) -> Iterator[Figure]:

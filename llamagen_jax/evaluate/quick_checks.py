@@ -6,7 +6,8 @@ samples of which that holds all the more. Each common mistake breaks one of thes
 codes of another tokenizer, or of pixels in another range or crop, are no likelier than chance; with
 labels in another order the own one is no better than another; with another row as the null
 condition none is worse than another; guided the wrong way round, samples move away from their
-condition.
+condition. How images are resized shows on one that is drawn for it. Likelihoods do not tell: where
+the background is plain, squashed images are likelier whatever the model was trained on.
 
 Axes: N images, B batch, L codes, T condition tokens.
 """
@@ -18,9 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from llamagen_jax import sharding
-from llamagen_jax.data import pipeline
+from llamagen_jax.data import pipeline, transforms
 from llamagen_jax.data.pipeline import DataConfig
 from llamagen_jax.data.records import Manifest
 from llamagen_jax.data.sources import Source
@@ -38,6 +40,7 @@ from llamagen_jax.models.llama import Llama
 
 # Of the mean differences that are judged: below it chance may have made them.
 _STANDARD_ERRORS = 3
+_RESIZE = "the resize of the images"
 # Samples that guidance is judged by, and how strong it is there.
 _GUIDED, _GUIDANCE_SCALE = 64, 2.0
 
@@ -64,6 +67,7 @@ def tokenizer_figures(
     psnr = reconstructions.psnr(images, again)
     gain = psnr - reconstructions.psnr(images, flat)
     return [
+        *resize_figures(size),
         Figure("PSNR", float(psnr.mean()), standard_error(psnr), f"of {len(images)} images, in dB"),
         _judged("  above their mean colours'", gain, "weights, or range of the pixels"),
     ]
@@ -86,8 +90,9 @@ def generator_figures(
     config = generator.config
     size = config.grid[0] * generator.tokenizer.downsampling
     batch = _read(location, size, count, config.condition)
-    codes = batch.get("codes")
+    codes, resizing = batch.get("codes"), []
     if codes is None:
+        resizing = resize_figures(size)
         run = on_all_devices(lambda t, x: t.encode(from_uint8(x)), generator.tokenizer)
         images = _split(batch["image"], batch_size)
         codes = np.concatenate([run_filled(run, part, batch_size) for part in images])
@@ -109,12 +114,38 @@ def generator_figures(
     chance = np.log(config.vocab_size)
     about = f"nats per code of {len(codes)} images"
     return [
+        *resizing,
         Figure("loss", float(own.mean()), standard_error(own), f"{about}; chance is {chance:.3f}"),
         _judged("  below chance", chance - own, "tokenizer, crop, or range of the pixels"),
         _judged("  below none's", none - own, "labels, captions, or the null condition"),
         _judged("  below another's", (other - own)[differ], "the order of the labels"),
         _judged("none's below another's", (other - none)[differ], "the null condition"),
         _guidance(generator, conditions, losses_of, batch_size),
+    ]
+
+
+def resize_figures(size: int) -> list[Figure]:
+    """Whether crops of images keep their proportions, and average what they reduce.
+
+    Seen on an image of 3:2 that is reduced by half: ramps in both directions, and stripes of two
+    pixels whose borders fall within the crop's. Squashed the ramps have proportions of 2:3; where
+    pixels are picked instead of averaged, the stripes keep their contrast of 1.
+
+    Args:
+      size: side in pixels of the crop.
+    """
+    rows, columns = np.mgrid[: 2 * size, : 3 * size]
+    across, down = (255 * at / columns.max() for at in (columns, rows))
+    probe = np.stack([across, down, 255 * ((columns + 1) // 2 % 2)], axis=-1)
+    crop = transforms.center_crop(Image.fromarray(probe.astype(np.uint8)), size).astype(float)
+    proportions = np.ptp(crop[..., 1].mean(axis=1)) / np.ptp(crop[..., 0].mean(axis=0))
+    contrast = crop[..., 2].std() / 127.5
+    return [
+        Figure(name, float(value), float("nan"), "pass" if right else f"FAIL: check {_RESIZE}")
+        for name, value, right in (
+            ("proportions of crops", proportions, abs(proportions - 1) < 0.1),
+            ("contrast of fine stripes", contrast, contrast < 0.2),
+        )
     ]
 
 

@@ -8,7 +8,7 @@ Axes: N images, E width of embeddings.
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,19 +161,27 @@ def embed_images(
     model: CLIP, params: dict[str, Any], images: ImageSet, batch_size: int
 ) -> np.ndarray:
     """Embeddings of unit length of the whole images of a set, float32 [N, E]."""
+    embed, batch_size = image_embedder(model, params), min(batch_size, images.count)
+    parts = [
+        run_filled(embed, batch, batch_size) for batch in images.batches(batch_size) if len(batch)
+    ]
+    return np.concatenate(parts)
+
+
+def image_embedder(model: CLIP, params: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of uint8 images [B, H, W, 3] to embeddings of unit length, float32 [B, E]."""
     side = model.config.image_size
 
     def encode(params: Any, pixels: jax.Array) -> Any:
         return model.apply({"params": params}, pixels, method="encode_images")
 
     run = on_all_devices(encode, params)
-    batch_size = min(batch_size, images.count)
-    parts = []
-    for batch in images.batches(batch_size):
-        if len(batch):
-            pixels = np.stack([preprocess(image, side) for image in batch])
-            parts.append(run_filled(run, pixels, batch_size))
-    return np.concatenate(parts)
+
+    def embed(images: np.ndarray) -> np.ndarray:
+        pixels = np.stack([preprocess(image, side) for image in images])
+        return run_filled(run, pixels, len(pixels))
+
+    return embed
 
 
 def _check_whole(images: ImageSet, whole: int) -> None:

@@ -1,14 +1,12 @@
 """How near an image tokenizer's reconstructions are to the images; part of the command `evaluate`.
 
-Axes: B batch, H W pixels, h w code grid, N images, K codebook entries.
+Axes: B batch, H W pixels, h w code grid, N images, D features.
 """
 
 import argparse
 import functools
-import heapq
-import itertools
-import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +18,14 @@ from llamagen_jax import commands
 from llamagen_jax import images as pixel_formats
 from llamagen_jax.errors import InputError, naming
 from llamagen_jax.evaluate import distances, image_sets, reconstructions
-from llamagen_jax.evaluate.features import Features, Network, add_features, compute
+from llamagen_jax.evaluate.features import Network, moments
 from llamagen_jax.evaluate.figures import Figure
 from llamagen_jax.evaluate.image_sets import ImageSet
-from llamagen_jax.evaluate.statistics import Statistics, standard_error
+from llamagen_jax.evaluate.kept import KeptRows, folder_for
+from llamagen_jax.evaluate.statistics import Moments, standard_error
 from llamagen_jax.image_tokenizer import (
     ImageTokenizer,
+    ModelTokenizer,
     code_grid,
     decode_tiled,
     on_all_devices,
@@ -36,6 +36,7 @@ from llamagen_jax.image_tokenizer import (
 from llamagen_jax.images import captioned_grid, from_uint8, save_png, to_uint8
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.weights import lpips as lpips_weights
+from llamagen_jax.weights.integrity import weights_hash
 
 # Worst and best reconstructions in the picture.
 _SHOWN = 8
@@ -63,6 +64,7 @@ def evaluate(
     resize: int | None = None,
     tile: int | None = None,
     batch_size: int = 16,
+    keep: str | None = None,
     llamagen_ssim: bool = False,
     picture: str | None = None,
 ) -> tuple[list[Figure], dict]:
@@ -78,6 +80,8 @@ def evaluate(
         against centre crops of that size. LlamaGen compares those of 384 and 512 px at 256.
       tile: side in pixels of the tiles to decode in (`decode_tiled`); None decodes whole images.
       batch_size: images at a time.
+      keep: folder to keep the figures of each image in, so that the same call goes on where it was
+        stopped.
       llamagen_ssim: SSIM with twice the right data range, as LlamaGen's tables have it.
       picture: file for the worst and the best reconstructions beside their originals.
 
@@ -86,156 +90,234 @@ def evaluate(
     """
     with naming("--tokenizer"):
         opened = open_tokenizer(tokenizer, continuous=True)
-    code_grid(opened, size)
-    side = tile_codes(opened, tile) if tile else None
     if bool(vgg16) != bool(lpips_heads):
         raise InputError("LPIPS needs both --vgg16 and --lpips-heads")
-    found = image_sets.open_images(images, size)
-    rated = _Ratings(opened.codebook_size, _LLAMAGEN_RANGE if llamagen_ssim else 255)
-    distance = _lpips(vgg16, lpips_heads) if vgg16 and lpips_heads else None
-    with tempfile.TemporaryDirectory() as folder:
-        net = Network.open(network, "adm") if network else None
-        own = Features(Path(folder) / "own", found, net) if net else None
-        for pairs in reconstruct(found, opened, batch_size, resize, side):
-            rated.add(pairs, distance)
-            if net and own is not None:
-                add_features(own, net, pairs.reconstructions, batch_size)
-        figures = list(rated.figures(llamagen_ssim))
-        if net and own is not None:
-            crops = image_sets.open_images(images, resize or size)
-            reference = compute(crops, net, Path(folder) / "reference", batch_size)
-            figures.insert(0, net.noted(rfid(reference.statistics(), own)))
-    if picture:
-        save_png(Path(picture), rated.picture())
-    sizes = {"size": size, "resize": resize, "tile": tile}
-    about = {"samples": images, "tokenizer": tokenizer, "images": len(rated.psnr), **sizes}
-    return figures, about
+    found = image_sets.open_images(images)
+    batch_size = min(batch_size, found.count)
+    rating = _Rating(
+        tokenizer=opened,
+        round_trip=_round_trip(opened, batch_size, tile_codes(opened, tile) if tile else None),
+        network=Network.open(network, "adm") if network else None,
+        lpips=_LPIPS.open(vgg16, lpips_heads) if vgg16 and lpips_heads else None,
+        size=size,
+        resize=resize,
+        batch_size=batch_size,
+        ssim_range=_LLAMAGEN_RANGE if llamagen_ssim else 255,
+    )
+    with folder_for(keep) as folder:
+        kept = KeptRows(folder, found, rating.columns(), rating.made_with() | {"tile": tile})
+        _fill(kept, folder / "shown", found, rating)
+        figures = list(_figures(kept, rating))
+        if picture:
+            save_png(Path(picture), _picture(folder / "shown", kept["psnr"]))
+        count = len(kept)
+    about = {"samples": images, "tokenizer": tokenizer, "images": count}
+    return figures, about | {"size": size, "resize": resize, "tile": tile}
 
 
-def reconstruct(
-    images: ImageSet,
-    tokenizer: ImageTokenizer,
-    batch_size: int,
-    size: int | None = None,
-    tile: int | None = None,
-) -> Iterator[Pairs]:
-    """Encodes and decodes a set of images on all devices.
+@dataclass(frozen=True)
+class _Rating:
+    """What is computed of every image and its reconstruction.
+
+    Attributes:
+      round_trip: of `_round_trip`.
+      network: of rFID, or None.
+      lpips: or None.
+      size, resize, batch_size: of `evaluate`.
+      ssim_range: data range of SSIM.
+    """
+
+    tokenizer: ModelTokenizer
+    round_trip: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    network: Network | None
+    lpips: "_LPIPS | None"
+    size: int
+    resize: int | None
+    batch_size: int
+    ssim_range: float
+
+    def columns(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of `KeptRows`; raises InputError where the tokenizer does not take images of the size."""
+        grid, number = code_grid(self.tokenizer, self.size), jax.ShapeDtypeStruct((), np.float64)
+        columns = {"psnr": number, "ssim": number}
+        if self.tokenizer.codebook_size is not None:
+            columns["codes"] = jax.ShapeDtypeStruct(grid, np.int32)
+        if self.lpips:
+            columns["lpips"] = number
+        if self.network:
+            pool = jax.ShapeDtypeStruct((self.network.columns["pool"],), np.float32)
+            columns |= {"image_pool": pool, "reconstruction_pool": pool}
+        return columns
+
+    def made_with(self) -> dict[str, Any]:
+        """Of `KeptRows`."""
+        return {
+            "tokenizer": weights_hash(self.tokenizer.params),
+            "network": self.network and self.network.hash,
+            "LPIPS": self.lpips and self.lpips.hash,
+            "size": self.size,
+            "resize": self.resize,
+            "SSIM's data range": self.ssim_range,
+        }
+
+    def __call__(self, whole: list[np.ndarray]) -> tuple[Pairs, dict[str, np.ndarray]]:
+        """Images [H, W, 3] of any sizes beside their reconstructions, and the rows of `columns`."""
+        crops = np.stack([image_sets.crop(image, self.size) for image in whole])
+        image, (again, codes) = from_uint8(crops), self.round_trip(crops)
+        if self.resize:
+            image, again = (pixel_formats.resize(part, self.resize) for part in (image, again))
+        pairs = Pairs(to_uint8(image), to_uint8(again), codes)
+        rows = {
+            "psnr": reconstructions.psnr(pairs.images, pairs.reconstructions),
+            "ssim": reconstructions.ssim(pairs.images, pairs.reconstructions, self.ssim_range),
+            "codes": codes,
+        }
+        if self.lpips:
+            rows["lpips"] = run_filled(self.lpips.run, np.stack(pairs[:2], 1), self.batch_size)
+        if self.network:
+            if self.resize:
+                crops = np.stack([image_sets.crop(image, self.resize) for image in whole])
+            for name, shown in (("image", crops), ("reconstruction", pairs.reconstructions)):
+                found = run_filled(self.network.run, shown, self.batch_size)
+                rows[f"{name}_pool"] = found["pool"]
+        return pairs, rows
+
+
+def _round_trip(
+    tokenizer: ImageTokenizer, batch_size: int, tile: int | None
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """From uint8 images [B, H, W, 3] to reconstructions, float32, and codes, on all devices.
 
     Args:
-      size: to resize both to afterwards (`images.resize`); None leaves them.
+      batch_size: the largest B.
       tile: side in codes of the tiles to decode in; None decodes whole images.
     """
-    batch_size = min(batch_size, images.count)
     encode = on_all_devices(lambda t, pixels: t.encode(from_uint8(pixels)), tokenizer)
     run = on_all_devices(lambda t, codes: t.decode(codes), tokenizer)
     decode = functools.partial(run_filled, run, size=batch_size)
-    for batch in images.batches(batch_size):
-        if len(batch):
-            codes = run_filled(encode, batch, batch_size)
-            side, scale = tile or codes.shape[1], tokenizer.downsampling
-            image, again = from_uint8(batch), decode_tiled(decode, codes, side, scale)
-            if size:
-                image, again = (pixel_formats.resize(part, size) for part in (image, again))
-            yield Pairs(to_uint8(image), to_uint8(again), codes)
+
+    def round_trip(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        codes = run_filled(encode, images, batch_size)
+        side = tile or codes.shape[1]
+        return decode_tiled(decode, codes, side, tokenizer.downsampling), codes
+
+    return round_trip
 
 
-class _Ratings:
-    """What is known of the pairs so far: numbers of each, and the worst and best of them.
+def _fill(kept: KeptRows, shown: Path, images: ImageSet, rating: _Rating) -> None:
+    """Rates the images that are not yet; raises InputError where fewer than two are whole."""
+    for whole in images.lists(rating.batch_size, kept.read):
+        read = min(rating.batch_size, images.count - kept.read)
+        if not whole:
+            kept.add(np.zeros((0, 1, 1, 3), np.uint8), {}, read)
+            continue
+        pairs, rows = rating(whole)
+        _keep_shown(shown, np.concatenate([kept["psnr"], rows["psnr"]]), len(kept), pairs)
+        kept.add(pairs.images, rows, read)
+    if len(kept) < 2:
+        raise InputError(f"{images.name} has {len(kept)} whole images; give 2 or more")
 
-    Attributes:
-      psnr, ssim, lpips: a number per image; `lpips` stays empty without its network.
-      counts: how often each code occurs, int [K]; None for latents.
-    """
 
-    def __init__(self, codebook_size: int | None, ssim_range: float):
-        self.psnr: list[float] = []
-        self.ssim: list[float] = []
-        self.lpips: list[float] = []
-        self.counts = None if codebook_size is None else np.zeros(codebook_size, np.int64)
-        self._ssim_range = ssim_range
-        self._numbers = itertools.count()
-        # Heaps of (how it ranks, number, original, reconstruction), the first to give way first.
-        self._worst: list[tuple] = []
-        self._best: list[tuple] = []
-
-    def add(self, pairs: Pairs, distance: Callable[[Pairs], np.ndarray] | None) -> None:
-        psnr = reconstructions.psnr(pairs.images, pairs.reconstructions)
-        self.psnr += psnr.tolist()
-        self.ssim += reconstructions.ssim(
-            pairs.images, pairs.reconstructions, self._ssim_range
-        ).tolist()
-        if distance:
-            self.lpips += distance(pairs).tolist()
-        if self.counts is not None:
-            self.counts += np.bincount(pairs.codes.reshape(-1), minlength=len(self.counts))
-        for value, image, again in zip(psnr, pairs.images, pairs.reconstructions, strict=True):
-            number = next(self._numbers)
-            for heap, rank in ((self._worst, -value), (self._best, value)):
-                heapq.heappush(heap, (rank, -number, image, again))
-                if len(heap) > _SHOWN:
-                    heapq.heappop(heap)
-
-    def figures(self, llamagen_ssim: bool) -> Iterator[Figure]:
-        same = f"the same {len(self.psnr)} images at the same size"
-        range_ = "LlamaGen's SSIM, of twice the data range" if llamagen_ssim else "SSIM"
-        for name, values, compare in (
-            ("PSNR", self.psnr, f"mean of each image's PSNR, in dB; {same}"),
-            ("SSIM", self.ssim, f"{range_}; {same}"),
-            ("LPIPS", self.lpips, f"VGG's LPIPS; {same}"),
-        ):
-            if values:
-                array = np.array(values)
-                yield Figure(name, float(array.mean()), standard_error(array), compare)
-        if self.counts is None:
-            return
-        usage = reconstructions.codebook_usage(self.counts)
-        perplexity = reconstructions.codebook_perplexity(self.counts)
-        compare = f"codebooks of {len(self.counts)} entries over as many codes, {self.counts.sum()}"
+def _figures(kept: KeptRows, rating: _Rating) -> Iterator[Figure]:
+    if rating.network:
+        reference = moments(kept["image_pool"])
+        yield rating.network.noted(rfid(reference, kept["reconstruction_pool"]))
+    same = f"the same {len(kept)} images at the same size"
+    original = rating.ssim_range == _LLAMAGEN_RANGE
+    range_ = "LlamaGen's SSIM, of twice the data range" if original else "SSIM"
+    for name, compare in (
+        ("PSNR", f"mean of each image's PSNR, in dB; {same}"),
+        ("SSIM", f"{range_}; {same}"),
+        ("LPIPS", f"VGG's LPIPS; {same}"),
+    ):
+        if name.lower() in kept:
+            values = kept[name.lower()]
+            yield Figure(name, float(values.mean()), standard_error(values), compare)
+    size = rating.tokenizer.codebook_size
+    if size is not None:
+        counts = np.bincount(kept["codes"].reshape(-1), minlength=size)
+        usage = reconstructions.codebook_usage(counts)
+        perplexity = reconstructions.codebook_perplexity(counts)
+        compare = f"codebooks of {size} entries over as many codes, {counts.sum()}"
         yield Figure("codebook usage", usage, float("nan"), compare)
         yield Figure("perplexity", perplexity, float("nan"), compare)
 
-    def picture(self) -> np.ndarray:
-        """Rows of the worst images, their reconstructions, the best ones, and theirs.
 
-        The number of an image in its set, and the PSNR of a reconstruction, stand below.
-        """
-        images, captions = [], []
-        for heap in (self._worst, self._best):
-            ranked = sorted(heap, reverse=True)
-            images += [image for _, _, image, _ in ranked] + [again for *_, again in ranked]
-            captions += [f"image {-number}" for _, number, *_ in ranked]
-            captions += [f"{abs(rank):.1f} dB" for rank, *_ in ranked]
-        return captioned_grid(np.array(images), captions, columns=len(self._worst))
-
-
-def rfid(theirs: Statistics, own: Features) -> Figure:
+def rfid(theirs: Moments, pool: np.ndarray) -> Figure:
     """The Fréchet distance of reconstructions to the images themselves.
 
     Args:
-      theirs: of the images.
-      own: of the reconstructions.
+      theirs: of the images' pooled features.
+      pool: pooled features of the reconstructions, float32 [N, D].
     """
-    ours = own.statistics()
+    ours = moments(pool)
     gaussians = theirs.mu, theirs.sigma, ours.mu, ours.sigma
-    error = standard_error(distances.frechet_influence(*gaussians, own.pool))
+    error = standard_error(distances.frechet_influence(*gaussians, pool))
     compare = "rFID against the same images, not against the training set's statistics"
     return Figure("rFID", distances.frechet_distance(*gaussians), error, compare)
 
 
-def _lpips(vgg16: str, lpips_heads: str) -> Callable[[Pairs], np.ndarray]:
-    params = lpips_weights.load(vgg16, lpips_heads)
+class _LPIPS(NamedTuple):
+    """LPIPS on all devices.
 
-    def distance(params: Any, pairs: jax.Array) -> Any:
-        images, again = from_uint8(pairs[:, 0]), from_uint8(pairs[:, 1])
-        return LPIPS().apply({"params": params}, images, again)
+    Attributes:
+      hash: of its weights.
+      run: uint8 [B, 2, H, W, 3] -> float32 [B].
+    """
 
-    run = on_all_devices(distance, jax.tree.map(jnp.asarray, params))
+    hash: str
+    run: Callable[[np.ndarray], Any]
 
-    def of_pairs(pairs: Pairs) -> np.ndarray:
-        stacked = np.stack([pairs.images, pairs.reconstructions], axis=1)
-        return run_filled(run, stacked, len(stacked))
+    @classmethod
+    def open(cls, vgg16: str, lpips_heads: str) -> "_LPIPS":
+        params = lpips_weights.load(vgg16, lpips_heads)
 
-    return of_pairs
+        def distance(params: Any, pairs: jax.Array) -> Any:
+            images, again = from_uint8(pairs[:, 0]), from_uint8(pairs[:, 1])
+            return LPIPS().apply({"params": params}, images, again)
+
+        run = on_all_devices(distance, jax.tree.map(jnp.asarray, params))
+        return cls(weights_hash(params), run)
+
+
+def _worst_and_best(psnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the worst reconstructions, the worst first, and of the best, the best first."""
+    worst, best = (np.argsort(ranks, kind="stable")[:_SHOWN] for ranks in (psnr, -psnr))
+    return worst, best
+
+
+def _keep_shown(folder: Path, psnr: np.ndarray, first: int, pairs: Pairs) -> None:
+    """Keeps those of the pairs in the folder that are among the worst and the best so far.
+
+    A batch that is computed again keeps the same ones again.
+
+    Args:
+      psnr: of all images up to the last of these.
+      first: number of the first of these.
+    """
+    folder.mkdir(exist_ok=True)
+    chosen = np.concatenate(_worst_and_best(psnr)).tolist()
+    for number in chosen:
+        if number >= first:
+            pair = np.stack([part[number - first] for part in pairs[:2]])
+            np.save(folder / f"{number}.npy", pair)
+    for path in folder.iterdir():
+        if int(path.stem) not in chosen:
+            path.unlink()
+
+
+def _picture(folder: Path, psnr: np.ndarray) -> np.ndarray:
+    """Rows of the worst images, their reconstructions, the best ones, and theirs.
+
+    The number of an image in its set, and the PSNR of a reconstruction, stand below.
+    """
+    images, captions = [], []
+    for numbers in _worst_and_best(psnr):
+        pairs = np.stack([np.load(folder / f"{number}.npy") for number in numbers], axis=1)
+        images += [*pairs[0], *pairs[1]]
+        captions += [f"image {number}" for number in numbers]
+        captions += [f"{psnr[number]:.1f} dB" for number in numbers]
+    return captioned_grid(np.array(images), captions, columns=min(_SHOWN, len(psnr)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -96,6 +96,7 @@ def evaluate(
             size=size,
             resize=None if size == _SIZE else _SIZE,
             batch_size=batch_size,
+            keep=keep,
         )
         figure, value = "rFID", published.rfid[size]
     elif published.rfid:

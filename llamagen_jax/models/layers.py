@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from llamagen_jax.models.int8 import Int8Dense
+
 # What users hand to models may be of either kind.
 AnyArray = jax.Array | np.ndarray
 
@@ -28,8 +30,10 @@ class RMSNorm(nn.Module):
         return (y * scale).astype(x.dtype)
 
 
-def dense(features: int, dtype: str, name: str) -> nn.Dense:
-    """x [..., D] to [..., F] in the compute dtype, without bias."""
+def dense(features: int, dtype: str, name: str, weights: str = "float") -> nn.Dense | Int8Dense:
+    """x [..., D] to [..., F] in the compute dtype, without bias; `weights` as of `Llama`."""
+    if weights == "int8":
+        return Int8Dense(features, dtype, name=name)
     on_cpu = jax.default_backend() == "cpu"
     return nn.Dense(
         features,

@@ -4,6 +4,7 @@ Axes: B batch, L codes, T condition tokens, S = T + L positions, Q queried posit
 H heads, K key-value heads, Dh head width, N layers, V vocabulary.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
+from llamagen_jax.errors import InputError, nearest
+from llamagen_jax.models import int8
 from llamagen_jax.models.attention import (
     attention_mask,
     cached_attention,
@@ -22,6 +25,9 @@ from llamagen_jax.models.condition import ConditionEmbedding
 from llamagen_jax.models.layers import AnyArray, RMSNorm, dense, normal_init, split_batch
 from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.models.rope import rope_table, rotate
+
+# What the matrices of the layers and of the output are of.
+WEIGHTS = ("float", "int8")
 
 # What a layer keeps for its backward pass, so that the rest is computed again; "none" keeps all.
 REMAT_POLICIES = {
@@ -70,12 +76,14 @@ class Llama(nn.Module):
       attention: kernel for passes without a cache, a result of `attention.choose`.
       remat: what layers keep for the backward pass: "none" recomputes nothing, "dots" keeps the
         outputs of the projections, "full" the layers' inputs alone.
+      weights: one of `WEIGHTS`; "int8" is for parameters of `for_decoding`, and for these alone.
     """
 
     config: LlamaConfig
     scan_layers: bool = True
     attention: str = "xla"
     remat: str = "none"
+    weights: str = "float"
 
     def setup(self):
         c = self.config
@@ -98,11 +106,14 @@ class Llama(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, 0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=c.n_layers,
-            )(c, self.attention)
+            )(c, self.attention, self.weights)
         else:
-            self.layers = [block(c, self.attention) for _ in range(c.n_layers)]
+            self.layers = [block(c, self.attention, self.weights) for _ in range(c.n_layers)]
         self.norm = RMSNorm(c.norm_eps)
-        self.output = self.param("output", nn.initializers.zeros, (c.dim, c.vocab_size))
+        if self.weights == "int8":
+            self.output: Any = self.param("output", lambda _: int8.zeros(c.dim, c.vocab_size))
+        else:
+            self.output = self.param("output", nn.initializers.zeros, (c.dim, c.vocab_size))
 
     def __call__(
         self,
@@ -120,7 +131,7 @@ class Llama(nn.Module):
           train: draw dropout of conditions, activations and paths from the "dropout" rng.
 
         Returns:
-          float32 [B, L, V]; logits[:, i] predicts codes[:, i] from condition and codes[:, :i].
+          float32 [B, L, V]; those at i predict code i from the condition and the codes before it.
         """
         c = self.config
         drop = None
@@ -193,6 +204,8 @@ class Llama(nn.Module):
         """Final norm and output layer: [..., D] to float32 [..., V]."""
         dtype = self.config.dtype
         x = self.norm(x).astype(dtype)
+        if self.weights == "int8":
+            return int8.product(x, self.output)
         return jnp.dot(x, self.output.astype(dtype), preferred_element_type=jnp.float32)
 
     def extend(
@@ -207,23 +220,37 @@ class Llama(nn.Module):
         assert filled is not None
         return self.logits(x[:, -1]), filled
 
-    def for_decoding(self, params: dict) -> tuple["Llama", dict]:
+    def for_decoding(self, params: dict, weights: str = "float") -> tuple["Llama", dict]:
         """The same model and parameters, laid out so that a decoding step reads each weight once.
 
-        Its layers are apart and its matrices in the compute dtype. `generate` takes both in the
-        place of the model and its parameters, which it would lay out anew in every call.
+        Its layers are apart and its matrices in the compute dtype or in int8. `generate` takes both
+        in the place of the model and its parameters, which it would lay out anew in every call.
 
         Args:
           params: parameters with stacked layers, on the host or on devices; those that are laid out
             already are returned as they are.
+          weights: one of `WEIGHTS`. In int8, rounded, the matrices of the layers and of the output
+            take a quarter of the memory of float32.
+
+        Raises:
+          InputError: there are no such weights, or the layers are apart already in float.
         """
+        if weights not in WEIGHTS:
+            raise InputError(f"there are no weights '{weights}'; {nearest(weights, WEIGHTS)}")
         if not self.scan_layers:
+            if weights not in ("float", self.weights):
+                raise InputError(f"for {weights} give the parameters as they were loaded")
             return self, params
 
-        def cast(leaf):
+        def lay_out(path, leaf):
+            first, last = path[0].key, path[-1].key
+            is_matrix = first == "output" or (first.startswith("layers_") and last == "kernel")
+            if weights == "int8" and is_matrix:
+                return int8.quantise(leaf)
             return leaf.astype(self.config.dtype) if leaf.ndim > 1 else leaf
 
-        return self.clone(scan_layers=False), jax.tree.map(cast, unstack_layers(params))
+        params = jax.tree.map_with_path(lay_out, unstack_layers(params))
+        return self.clone(scan_layers=False, weights=weights), params
 
     def init_cache(self, batch_size: int, num_keys: int | None = None) -> Cache:
         """An empty cache: one of stacked leaves, or one for each layer where they are apart.
@@ -248,6 +275,7 @@ class Block(nn.Module):
 
     config: LlamaConfig
     implementation: str
+    weights: str
 
     @nn.compact
     def __call__(
@@ -260,19 +288,20 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
         c = self.config
         x = split_batch(x)
+        project = functools.partial(dense, dtype=c.dtype, weights=self.weights)
 
         def residual(branch, dropout):
             if c.drop_path:
                 return self._drop_path(branch, drop_path_rate, train)
             return nn.Dropout(dropout)(branch, deterministic=not train)
 
-        attended, cache = Attention(c, self.implementation, name="attention")(
+        attended, cache = Attention(c, self.implementation, self.weights, name="attention")(
             RMSNorm(c.norm_eps, name="attention_norm")(x), cache, queries
         )
         x = x + residual(attended, c.residual_dropout)
         y = RMSNorm(c.norm_eps, name="ffn_norm")(x)
-        hidden = nn.silu(dense(c.ffn_dim, c.dtype, "gate")(y)) * dense(c.ffn_dim, c.dtype, "up")(y)
-        x = x + residual(dense(c.dim, c.dtype, "down")(hidden), c.ffn_dropout)
+        hidden = nn.silu(project(c.ffn_dim, name="gate")(y)) * project(c.ffn_dim, name="up")(y)
+        x = x + residual(project(c.dim, name="down")(hidden), c.ffn_dropout)
         return x, cache
 
     def _drop_path(self, branch, rate, train):
@@ -287,6 +316,7 @@ class Attention(nn.Module):
 
     config: LlamaConfig
     implementation: str
+    weights: str
 
     @nn.compact
     def __call__(
@@ -294,9 +324,10 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
         c = self.config
         B, Q, D = x.shape
-        q = dense(c.n_heads * c.head_dim, c.dtype, "q")(x).reshape(B, Q, c.n_heads, c.head_dim)
-        k = dense(c.kv_heads * c.head_dim, c.dtype, "k")(x).reshape(B, Q, c.kv_heads, c.head_dim)
-        v = dense(c.kv_heads * c.head_dim, c.dtype, "v")(x).reshape(B, Q, c.kv_heads, c.head_dim)
+        project = functools.partial(dense, dtype=c.dtype, weights=self.weights)
+        q = project(c.n_heads * c.head_dim, name="q")(x).reshape(B, Q, c.n_heads, c.head_dim)
+        k = project(c.kv_heads * c.head_dim, name="k")(x).reshape(B, Q, c.kv_heads, c.head_dim)
+        v = project(c.kv_heads * c.head_dim, name="v")(x).reshape(B, Q, c.kv_heads, c.head_dim)
         q, k = rotate(q, queries.cos_sin), rotate(k, queries.cos_sin)
         if cache is None:
             attended = causal_attention(q, k, v, queries.valid, self.implementation)
@@ -304,7 +335,7 @@ class Attention(nn.Module):
             cache = fill(cache, KVCache(k, v), queries.positions)
             assert queries.mask is not None
             attended = cached_attention(q, cache.k, cache.v, queries.mask)
-        return dense(D, c.dtype, "out")(attended.reshape(B, Q, -1)), cache
+        return project(D, name="out")(attended.reshape(B, Q, -1)), cache
 
 
 def fill(cache: KVCache, new: KVCache, positions: Integer[AnyArray, "#B Q"]) -> KVCache:

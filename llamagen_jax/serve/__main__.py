@@ -5,24 +5,29 @@ python -m llamagen_jax.serve --generator c2i_L_384.pt --tokenizer vq_ds16_c2i.pt
 """
 
 import argparse
+import contextlib
+import functools
 import ipaddress
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
-from llamagen_jax import commands, compilation_cache, sharding, zoo
+from llamagen_jax import commands, compilation_cache, ray_cluster, sharding, zoo
 from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.models.llama import WEIGHTS
+from llamagen_jax.serve.engine import Engine
+from llamagen_jax.serve.ray_serve import RayEngine
 from llamagen_jax.weights import export
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command until SIGTERM or SIGINT; the requests that it has are served first."""
     args = _parser().parse_args(argv)
-    compilation_cache.enable()
     with one_line_errors():
         run(args)
 
@@ -32,7 +37,6 @@ def run(args: argparse.Namespace) -> None:
     try:
         import uvicorn
 
-        from llamagen_jax.serve.engine import Engine
         from llamagen_jax.serve.http import create_app
     except ImportError as error:
         raise InputError(
@@ -50,14 +54,32 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             f"--host {args.host} lets other machines in: give --api-key-file, or stay on 127.0.0.1"
         )
-    with _listen(args.host, args.port) as listener:
-        mesh = sharding.make_mesh(args.data, args.fsdp, args.tensor)
-        generator = ImageGenerator.open(
-            args.generator, tokenizer, text_encoder, dtype=args.dtype, mesh=mesh
-        )
-        engine = Engine(
-            generator, mesh, num_slots=args.slots, chunk=args.chunk, max_waiting=args.max_waiting
-        )
+    open_engine = functools.partial(
+        _open_engine,
+        args.generator,
+        {
+            "tokenizer": tokenizer,
+            "text_encoder": text_encoder,
+            "dtype": args.dtype,
+            "weights": args.weights,
+        },
+        {"data": args.data, "fsdp": args.fsdp, "tensor": args.tensor},
+    )
+    with _listen(args.host, args.port) as listener, contextlib.ExitStack() as stack:
+        sizes = {"num_slots": args.slots, "chunk": args.chunk, "max_waiting": args.max_waiting}
+        if args.ray:
+            stack.enter_context(ray_cluster.connected(args.ray))
+            # Ray Serve spreads requests evenly, but not strictly.
+            sizes["max_waiting"] += args.replicas * args.slots
+            engine = RayEngine(
+                functools.partial(open_engine, sizes),
+                replicas=args.replicas,
+                num_slots=args.slots,
+                max_waiting=args.max_waiting,
+                devices=max(args.data, 1) * max(args.fsdp, 1) * max(args.tensor, 1),
+            )
+        else:
+            engine = open_engine(sizes)
         app = create_app(
             engine,
             api_keys=keys,
@@ -76,6 +98,15 @@ def run(args: argparse.Namespace) -> None:
         uvicorn.Server(config).run(sockets=[listener])
     if engine.failure:
         sys.exit("error: the engine has failed; the log above says why")
+
+
+def _open_engine(
+    generator: str, models: dict[str, Any], axes: dict[str, int], sizes: dict[str, Any]
+) -> Engine:
+    # Here, since replicas run this in processes of their own.
+    compilation_cache.enable()
+    mesh = sharding.make_mesh(**axes)
+    return Engine(ImageGenerator.open(generator, **models, mesh=mesh), mesh, **sizes)
 
 
 def _keys(path: str) -> list[str]:
@@ -132,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("float32", "bfloat16"),
         help="that the transformer computes in (as it was trained)",
     )
+    weights.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="float",
+        help="int8 rounds the transformer's matrices: a quarter of the memory of float32 (float)",
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--slots", type=commands.whole, default=16, help="images drawn at a time (16)"
@@ -157,6 +194,17 @@ def _parser() -> argparse.ArgumentParser:
         engine.add_argument(
             f"--{axis}", type=int, default=default, metavar="N", help=f"{what} ({default})"
         )
+    engine.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="HOST:PORT",
+        help="draw on replicas in this Ray cluster (the one that runs on this machine; 'local' "
+        "starts one)",
+    )
+    engine.add_argument(
+        "--replicas", type=commands.whole, default=1, help="engines in the cluster (1)"
+    )
     http = parser.add_argument_group("HTTP")
     http.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     http.add_argument(

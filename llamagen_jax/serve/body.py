@@ -135,10 +135,12 @@ def _whole(seed: int | str) -> Any:
 
 def subject_of(body: ImagesBody, generator: ImageGenerator) -> int | str:
     """The label or the prompt; ApiError where it is none."""
+    prompt = str(body.prompt)
+    if not prompt.strip():
+        raise ApiError(400, "the prompt is empty", param="prompt", code="invalid_value")
     try:
         if generator.config.condition == "class":
-            return int(generator.labels([str(body.prompt)])[0])
-        prompt = str(body.prompt)
+            return int(generator.labels([prompt])[0])
         check_prompts([prompt], "the request")
     except InputError as error:
         raise ApiError(400, str(error), param="prompt", code="invalid_value") from error

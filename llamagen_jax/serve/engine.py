@@ -21,6 +21,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from llamagen_jax import sharding
+from llamagen_jax.errors import InputError
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.images import to_uint8
 from llamagen_jax.sampling import jacobi
@@ -221,9 +222,12 @@ class Engine:
           deliver: is given every picture, or one exception after which nothing follows.
 
         Raises:
+          InputError: the prompt has more tokens than the model reads.
           FullError: more images would wait than may.
           StoppedError: the engine was stopped, or has failed.
         """
+        if isinstance(request.subject, str):
+            self._check_length(request.subject)
         ticket, config = Ticket(request, deliver), self.generator.config
         images = [
             _Image(ticket, index, slots.sample_of(settings, 0, config))
@@ -243,14 +247,13 @@ class Engine:
             self._changed.notify_all()
         return ticket
 
-    def too_long(self, prompt: str) -> str:
-        """What to say of a prompt that would be cut; "" for others."""
-        if not self.encoder:
-            return ""
+    def _check_length(self, prompt: str) -> None:
+        assert self.encoder
         num_tokens = self.encoder.tokenizer.num_tokens(clean(prompt))
-        if num_tokens <= self.encoder.length:
-            return ""
-        return f"the prompt has {num_tokens} tokens; the model reads {self.encoder.length}"
+        if num_tokens > self.encoder.length:
+            raise InputError(
+                f"the prompt has {num_tokens} tokens; the model reads {self.encoder.length}"
+            )
 
     @property
     def num_waiting(self) -> int:

@@ -7,7 +7,7 @@ import hmac
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,22 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.exceptions import HTTPException
 
+from llamagen_jax.errors import InputError
 from llamagen_jax.images import encode
 from llamagen_jax.sampling.options import SETTINGS
 from llamagen_jax.serve import body as bodies
 from llamagen_jax.serve import engine as engines
 from llamagen_jax.serve.body import ApiError, ImagesBody
+from llamagen_jax.serve.drawing import Drawing
 from llamagen_jax.serve.engine import Engine, FullError, Picture, StoppedError
+from llamagen_jax.serve.ray_serve import RayEngine
 
 _MAX_BODY_BYTES = 2**20
 _PAGE = Path(__file__).with_name("page")
-# How soon a client that hung up is noticed while nothing can be sent to it.
-_POLL_SECONDS = 0.25
 
 
 def create_app(
-    engine: Engine,
+    engine: Engine | RayEngine,
     *,
     api_keys: Sequence[str] = (),
     max_n: int = 10,
@@ -131,7 +132,7 @@ class _Service:
       registry: of its metrics.
     """
 
-    def __init__(self, engine: Engine, max_n: int, timeout: float, log_prompts: bool):
+    def __init__(self, engine: Engine | RayEngine, max_n: int, timeout: float, log_prompts: bool):
         self._engine, self._max_n, self._timeout = engine, max_n, timeout
         self._log_prompts = log_prompts
         generator = engine.generator
@@ -165,22 +166,21 @@ class _Service:
 
     async def generate(self, request: Request) -> Response:
         start = time.monotonic()
+        body = None
         try:
             body = bodies.parse(await _read_body(request))
             drawing = self._submit(body)
-        except ApiError as error:
-            self._tell(start, error.status, None)
-            raise
-        if body.stream:
-            return StreamingResponse(
-                self._stream(request, body, drawing, start),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-store"},
-            )
-        data: list[dict] = [{} for _ in drawing.settings]
-        try:
-            async for picture in drawing.pictures(request, start + self._timeout):
-                data[picture.index] = await asyncio.to_thread(self._picture, body, drawing, picture)
+            pictures = self._pictures(request, drawing, start)
+            if body.stream:
+                return StreamingResponse(
+                    self._stream(pictures, body, drawing.request, start),
+                    media_type="text/event-stream",
+                    headers={"Cache-Control": "no-store"},
+                )
+            data: list[dict] = [{} for _ in drawing.request.settings]
+            async for picture in pictures:
+                told = await asyncio.to_thread(self._picture, body, drawing.request, picture)
+                data[picture.index] = told
         except ApiError as error:
             self._tell(start, error.status, body)
             raise
@@ -194,41 +194,47 @@ class _Service:
             }
         )
 
-    def _submit(self, body: ImagesBody) -> "_Drawing":
-        """Puts a request into the engine's queue, unless something is wrong with it."""
+    def _submit(self, body: ImagesBody) -> Drawing:
+        """Has the engine draw what a body asks for; ApiError where it does not."""
         generator = self._engine.generator
         bodies.check_model(body.model, self.name)
         bodies.check_size(body, self.name, self.size)
         settings = bodies.settings_of(body, generator, self._max_n)
-        subject = bodies.subject_of(body, generator)
-        if isinstance(subject, str) and (message := self._engine.too_long(subject)):
-            raise ApiError(400, message, param="prompt", code="string_above_max_length")
         request = engines.Request(
-            subject,
+            bodies.subject_of(body, generator),
             settings,
             bodies.partial_at(body, generator.config.grid),
             skip=bool(body.partial_rows),
         )
-        try:
-            return _Drawing(self._engine, request)
-        except FullError as error:
-            seconds = str(math.ceil(error.seconds))
-            raise ApiError(
-                429,
-                f"too many images are waiting; try again in {seconds} s",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": seconds},
-            ) from error
-        except StoppedError as error:
-            raise ApiError(503, str(error), code="unavailable") from error
+        with _as_answers():
+            return Drawing(self._engine.submit, request)
+
+    async def _pictures(
+        self, request: Request, drawing: Drawing, start: float
+    ) -> AsyncIterator[Picture]:
+        """All pictures as they come; ApiError where there will be no more."""
+
+        async def poll() -> None:
+            if await request.is_disconnected():
+                raise ApiError(499, "the client has hung up")
+            if time.monotonic() > start + self._timeout:
+                raise ApiError(504, "the images took too long; ask for fewer", code="timeout")
+
+        with _as_answers():
+            async for picture in drawing.pictures(poll):
+                yield picture
 
     async def _stream(
-        self, request: Request, body: ImagesBody, drawing: "_Drawing", start: float
+        self,
+        pictures: AsyncIterator[Picture],
+        body: ImagesBody,
+        wanted: engines.Request,
+        start: float,
     ) -> AsyncIterator[str]:
         """Server-sent events."""
         status = 499
         try:
-            async for picture in drawing.pictures(request, start + self._timeout):
+            async for picture in pictures:
                 whole = picture.partial is None
                 kind = "completed" if whole else "partial_image"
                 event = {
@@ -236,7 +242,7 @@ class _Service:
                     "created_at": int(time.time()),
                     "image_index": picture.index,
                     **self._described(body),
-                    **await asyncio.to_thread(self._picture, body, drawing, picture),
+                    **await asyncio.to_thread(self._picture, body, wanted, picture),
                 }
                 if whole:
                     event["usage"] = self._usage(1)
@@ -248,15 +254,16 @@ class _Service:
             status = error.status
             yield _event("error", error.body())
         finally:
-            drawing.ticket.cancel()
             self._tell(start, status, body)
 
-    def _picture(self, body: ImagesBody, drawing: "_Drawing", picture: Picture) -> dict[str, Any]:
+    def _picture(
+        self, body: ImagesBody, wanted: engines.Request, picture: Picture
+    ) -> dict[str, Any]:
         """An image's fields in an answer."""
-        settings, format = drawing.settings[picture.index], body.output_format or "png"
+        settings, format = wanted.settings[picture.index], body.output_format or "png"
         shown = {name: value for name in SETTINGS if (value := getattr(settings, name)) is not None}
-        kind = "prompt" if isinstance(drawing.subject, str) else "label"
-        metadata = {kind: drawing.subject, **shown, "generator": self.name}
+        kind = "prompt" if isinstance(wanted.subject, str) else "label"
+        metadata = {kind: wanted.subject, **shown, "generator": self.name}
         quality = 100 if body.output_compression is None else body.output_compression
         data = encode(picture.image, format, metadata, quality)
         text = base64.b64encode(data).decode()
@@ -294,50 +301,10 @@ class _Service:
         logging.info("images: %d in %.2f s%s", status, seconds, asked)
 
 
-class _Drawing:
-    """A request in the engine, and what has been delivered of it to this event loop."""
-
-    def __init__(self, engine: Engine, request: engines.Request):
-        self.settings, self.subject = request.settings, request.subject
-        loop, self._delivered = asyncio.get_running_loop(), asyncio.Queue()
-
-        def deliver(item: Picture | Exception) -> None:
-            # A loop that is closed has nobody left to tell.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._delivered.put_nowait, item)
-
-        self.ticket = engine.submit(request, deliver)
-
-    async def pictures(self, request: Request, deadline: float) -> AsyncIterator[Picture]:
-        """All pictures as they come; ends early, and frees the slots, when the client hangs up.
-
-        Raises:
-          ApiError: the engine was stopped, or the deadline is over.
-        """
-        missing = len(self.settings)
-        try:
-            while missing:
-                try:
-                    item = await asyncio.wait_for(self._delivered.get(), _POLL_SECONDS)
-                except TimeoutError:
-                    if await request.is_disconnected():
-                        raise ApiError(499, "the client has hung up") from None
-                    if time.monotonic() > deadline:
-                        message = "the images took too long; ask for fewer"
-                        raise ApiError(504, message, code="timeout") from None
-                    continue
-                if isinstance(item, Exception):
-                    raise ApiError(503, str(item), code="unavailable")
-                missing -= item.partial is None
-                yield item
-        finally:
-            self.ticket.cancel()
-
-
 class _EngineMetrics:
     """What an engine says of itself whenever it is asked."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine | RayEngine):
         self._engine = engine
 
     def collect(self) -> list[Any]:
@@ -370,6 +337,25 @@ async def _read_body(request: Request) -> bytes:
             message = f"the body has more than {_MAX_BODY_BYTES} bytes"
             raise ApiError(413, message, code="body_too_large")
     return bytes(data)
+
+
+@contextlib.contextmanager
+def _as_answers() -> Iterator[None]:
+    """What an engine raises, as what a client is told."""
+    try:
+        yield
+    except FullError as error:
+        seconds = str(math.ceil(error.seconds))
+        raise ApiError(
+            429,
+            f"too many images are waiting; try again in {seconds} s",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": seconds},
+        ) from error
+    except InputError as error:
+        raise ApiError(400, str(error), param="prompt", code="invalid_value") from error
+    except StoppedError as error:
+        raise ApiError(503, str(error), code="unavailable") from error
 
 
 def _event(name: str, data: dict[str, Any]) -> str:

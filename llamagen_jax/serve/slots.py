@@ -80,7 +80,8 @@ def sample_of(settings: SamplingSettings, sample_id: int, config: LlamaConfig) -
 def empty(model: Llama, num_slots: int) -> Slots:
     """Free slots of a model laid out by `Llama.for_decoding`."""
     config = model.config
-    done = jnp.full(num_slots, config.code_length)
+    # No weak type, which would make these other arguments than those that `enter` returns.
+    done = jnp.full(num_slots, config.code_length, jnp.int32)
     codes = jnp.zeros((num_slots, config.code_length), jnp.int32)
     mask = None
     if config.condition == "text":

@@ -20,7 +20,7 @@ from llamagen_jax.errors import InputError, naming
 from llamagen_jax.evaluate import features, images, tokenizers
 from llamagen_jax.evaluate.features import Network
 from llamagen_jax.evaluate.image_sets import ImageSet
-from llamagen_jax.evaluate.statistics import Statistics, rank_warning
+from llamagen_jax.evaluate.statistics import Moments, rank_warning
 from llamagen_jax.generation import generate_images
 from llamagen_jax.image_tokenizer import ModelTokenizer
 from llamagen_jax.images import from_uint8, to_uint8
@@ -48,7 +48,7 @@ def open_reconstructions(config: TokenizerTraining, held_out: Source) -> Measure
     """
     network = _open_network(config, config.data.image_size, len(held_out))
     model, size = VQGAN(config.model), config.batch_size
-    reference: list[Statistics] = []
+    reference: list[Moments] = []
 
     @jax.jit
     def round_trip(params: dict, pixels: jax.Array) -> Any:
@@ -69,10 +69,10 @@ def open_reconstructions(config: TokenizerTraining, held_out: Source) -> Measure
             if not reference:
                 real = images_of(sharding.fetch)
                 found = features.compute(real, network, Path(folder) / "reference", size)
-                reference.append(found.statistics())
+                reference.append(features.moments(found.pool))
             made = images_of(reconstruct)
             found = features.compute(made, network, Path(folder) / "own", size)
-            return {"rfid": tokenizers.rfid(reference[0], found).value}
+            return {"rfid": tokenizers.rfid(reference[0], found.pool).value}
 
     return measure
 

@@ -147,6 +147,20 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return _variables(tensors, _TORCH, "tensors do not fit Inception")
 
 
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`; the bias of the class scores, which no score reads, is zero.
+
+    Args:
+      variables: nested numpy or jax arrays.
+
+    Raises:
+      InputError: variables are missing, unexpected or of the wrong shape; it lists them all.
+    """
+    views = Layout(_TORCH, _shapes()).tensor_views(variables, "variables do not fit Inception")
+    tensors = {name: view.array() for name, view in views.items()}
+    return tensors | {"fc.bias": np.zeros(len(tensors["fc.weight"]), np.float32)}
+
+
 def _variables(tensors: Mapping[str, np.ndarray], table: NameTable, what: str) -> dict[str, Any]:
     views = Layout(table, _shapes()).param_views(tensors, what)
     return unflatten_dict({path: v.array(np.float32) for path, v in views.items()}, sep="/")

@@ -109,6 +109,12 @@ def read_torch(path: Path, ema: bool = False) -> tuple[dict[str, np.ndarray], st
         raise InputError(f"{path} holds a {type(checkpoint).__name__}; expected a state dict")
     keys = ("ema", *_STATE_KEYS) if ema else _STATE_KEYS
     key = next((key for key in keys if isinstance(checkpoint.get(key), dict)), None)
+    if key != "ema" and isinstance(checkpoint.get("ema"), dict):
+        logging.warning(
+            "%s: taking its weights and not their moving average (ema), which "
+            "`python -m llamagen_jax.convert --ema` takes",
+            path,
+        )
     state = checkpoint if key is None else checkpoint[key]
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:

@@ -1,5 +1,6 @@
 """The command that compares samples with a reference, on a network of random products."""
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -13,11 +14,14 @@ from PIL import Image
 from llamagen_jax import sample
 from llamagen_jax.data.records import write_dataset
 from llamagen_jax.evaluate import __main__ as evaluate
-from llamagen_jax.evaluate import features, image_sets
-from llamagen_jax.evaluate import images as images_command
+from llamagen_jax.evaluate import distances, features, image_sets
 from llamagen_jax.evaluate.features import Network
+from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.models.clip import CLIP, CLIPConfig
 
 PIXELS = 8 * 8 * 3
+# Of features: fewer than Inception's, for the roots of large matrices take long.
+WIDTHS = {"pool": 64, "probabilities": 32, "spatial": 48}
 
 
 def images(count, seed):
@@ -33,7 +37,7 @@ def random_network(path, protocol):
     rng = np.random.default_rng(0)
     matrices = {
         name: rng.standard_normal((PIXELS, columns)).astype(np.float32) / PIXELS
-        for name, columns in features._COLUMNS.items()
+        for name, columns in WIDTHS.items()
     }
 
     def run(batch):
@@ -43,7 +47,8 @@ def random_network(path, protocol):
         scores = np.exp(4 * found["probabilities"])
         return found | {"probabilities": scores / scores.sum(axis=1, keepdims=True)}
 
-    return Network(protocol, "random", run)
+    columns = {name: WIDTHS[name] for name in features.COLUMNS[protocol]}
+    return Network(protocol, "random", run, columns)
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +123,7 @@ def test_a_stopped_command_goes_on(figures, monkeypatch):
                 raise KeyboardInterrupt
             return whole.run(batch)
 
-        return Network(protocol, "random", some)
+        return dataclasses.replace(whole, run=some)
 
     monkeypatch.setattr(Network, "open", stopping)
     options = ["--keep", "kept", "--batch-size", 16]
@@ -128,9 +133,7 @@ def test_a_stopped_command_goes_on(figures, monkeypatch):
     # Four batches of samples and five of the reference, one of them twice.
     assert len(calls) == 10
     line = fails("reference.npz", "samples.npz", *options)
-    assert (
-        "kept/samples holds features of other images, samples.npz instead of reference.npz" in line
-    )
+    assert "kept/samples was made with images samples.npz, not reference.npz: name another" in line
 
 
 def test_statistics_stand_for_their_images(figures, caplog):
@@ -191,34 +194,72 @@ def test_bad_input_is_one_line(tmp_path):
     for side in (8, 9):
         Image.new("RGB", (side, 8)).save(f"mixed/{side}.png")
     assert "images of 8x8 px and of 9x8 px: give --size" in fails("mixed", "reference.npz")
-    np.savez("other.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez("other.npz", mu=np.zeros(64), sigma=np.eye(64))
     assert "holds no mu_s and sigma_s" in fails("samples.npz", "other.npz")
     np.savez("none.npz", a=1)
     assert "holds neither images (arr_0) nor statistics" in fails("samples.npz", "none.npz")
 
 
-def test_cmmd_of_a_clip_is_beside_the_others(figures, monkeypatch):
-    def embed(model, params, images, batch_size):
-        rows = np.concatenate(list(images.batches(8))).reshape(images.count, -1)[:, :20] / 255 - 0.5
+@pytest.fixture
+def clip(monkeypatch):
+    """Puts colours of a corner in the place of a CLIP's embeddings."""
+
+    def embed(images):
+        rows = images.reshape(len(images), -1)[:, :20] / np.float32(255) - np.float32(0.5)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    monkeypatch.setattr(images_command.clip_weights, "load", lambda folder: (None, None))
-    monkeypatch.setattr(images_command.texts, "embed_images", embed)
-    found, _ = run("samples.npz", "reference.npz", "--clip", "x")
-    assert found.pop("CMMD") > 0
-    assert found == figures
+    params = {"weights": np.zeros(3)}
+    monkeypatch.setattr(
+        features.clip, "load", lambda folder: (CLIP(CLIPConfig(embedding_dim=20)), params)
+    )
+    monkeypatch.setattr(features.texts, "image_embedder", lambda model, params: embed)
+    return embed
 
 
-def test_a_generator_draws_its_samples(tmp_path):
+def test_cmmd_of_a_clip_is_beside_the_others(figures, clip):
+    found, _ = run("samples.npz", "reference.npz", "--clip", "x", "--batch-size", 16)
+    expected = distances.cmmd(clip(REFERENCE), clip(SAMPLES))
+    assert found.pop("CMMD") == pytest.approx(expected, rel=1e-6)
+    assert found == pytest.approx(figures)
+    run("reference.npz", "samples.npz", "--save-statistics", "statistics.npz")
+    line = fails("samples.npz", "statistics.npz", "--clip", "x")
+    assert "CMMD needs images, and statistics.npz holds none: leave --clip out" in line
+
+
+def test_only_what_the_protocol_compares_is_kept(monkeypatch):
+    summed, moments = [], features.moments
+    monkeypatch.setattr(features, "moments", lambda rows: summed.append(rows) or moments(rows))
+    names = {"adm": {"pool", "probabilities", "spatial"}}
+    names |= {"torch-fidelity": {"pool", "probabilities"}, "clean-fid": {"pool"}}
+    for protocol, kept in names.items():
+        run("samples.npz", "reference.npz", "--protocol", protocol, "--keep", protocol)
+        for of in ("samples", "reference"):
+            assert {path.stem for path in Path(protocol, of).glob("*.npy")} == kept
+        assert len(summed) == (4 if protocol == "adm" else 2)
+        summed.clear()
+
+
+def test_a_generator_draws_its_samples_once(tmp_path, monkeypatch, clip):
     generator, tokenizer = tiny.exports(tmp_path / "models")
     models = ["--tokenizer", tokenizer, "--guidance-scale", 2, "--resize", 8]
     np.savez("large.npz", arr_0=REFERENCE.repeat(4, 1).repeat(4, 2))
-    _, about = run(generator, "large.npz", *models, "--count", 24, "--size", 8)
+    drawn, sampled = [], ImageGenerator.sample
+
+    def counting(self, *args, **options):
+        for samples in sampled(self, *args, **options):
+            drawn.append(samples)
+            yield samples
+
+    monkeypatch.setattr(ImageGenerator, "sample", counting)
+    options = ["--count", 24, "--size", 8, "--batch-size", 8]
+    found, about = run(generator, "large.npz", *models, *options, "--clip", "x")
     assert about["images"] == 24
+    assert found["CMMD"] > 0
+    assert len(drawn) == 3
     command = ["--generator", generator, *models, "--output", "own.npz"]
     sample.main(list(map(str, command)))
     settings = {"count": 24, "batch_size": 8, "size": 8, "guidance_scale": 2.0, "seed": 0}
-    drawn = image_sets.generated(str(generator), str(tokenizer), **settings)
+    images = image_sets.generated(str(generator), str(tokenizer), **settings)
     with np.load("own.npz") as own:
-        np.testing.assert_allclose(next(drawn.read(3)).astype(int), own["arr_0"][3], atol=1)
+        np.testing.assert_allclose(next(images.read(3)).astype(int), own["arr_0"][3], atol=1)
     assert "give --tokenizer" in fails(generator, "large.npz")

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
+from llamagen_jax.data import transforms
 from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.evaluate import __main__ as evaluate
 from llamagen_jax.evaluate import quick_checks
@@ -112,7 +114,7 @@ def test_reconstructions_must_be_nearer_than_a_flat_colour(tmp_path):
     location = str(tmp_path / "images")
     check = functools.partial(quick_checks.tokenizer_figures, location=location, size=32)
     random = ModelTokenizer(*tiny.vqgan())
-    assert check(random, count=4, batch_size=3)[1].compare.startswith("FAIL: check weights")
+    assert check(random, count=4, batch_size=3)[-1].compare.startswith("FAIL: check weights")
 
     class Near:
         downsampling, codebook_size = 8, None
@@ -124,7 +126,26 @@ def test_reconstructions_must_be_nearer_than_a_flat_colour(tmp_path):
             return codes * 0.9
 
     jax.tree_util.register_static(Near)
-    assert check(Near(), count=4, batch_size=3)[1].compare == "pass"
+    assert [f.compare for f in check(Near(), count=4, batch_size=3)[-1:]] == ["pass"]
+
+
+def squash(image, size):
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def pick(image, size):
+    step, left = min(image.size) // size, (image.width - image.height) // 2
+    return np.asarray(image)[::step, left : left + image.height : step]
+
+
+@pytest.mark.parametrize("size", [16, 256, 384])
+def test_another_resize_of_the_images_fails(monkeypatch, size):
+    assert [f.compare for f in quick_checks.resize_figures(size)] == ["pass", "pass"]
+    for wrong, told in ((squash, "proportions of crops"), (pick, "contrast of fine stripes")):
+        monkeypatch.setattr(transforms, "center_crop", wrong)
+        failed = [f for f in quick_checks.resize_figures(size) if f.compare != "pass"]
+        assert [f.name for f in failed] == [told]
+        assert abs(failed[0].value - (told == "proportions of crops")) > 0.3
 
 
 def test_images_of_one_class_or_of_another_size_are_told(made, tmp_path):

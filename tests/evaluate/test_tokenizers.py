@@ -1,5 +1,6 @@
 """The command that compares images with their reconstructions."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import tiny
 from PIL import Image
 
 from llamagen_jax.evaluate import __main__ as evaluate
-from llamagen_jax.evaluate import tokenizers
+from llamagen_jax.evaluate import image_sets, kept, tokenizers
 from llamagen_jax.evaluate.features import Network
 from llamagen_jax.images import from_uint8
 from llamagen_jax.weights import export
@@ -24,7 +25,7 @@ class Lightened:
     downsampling, codebook_size = 1, 256
 
     def __init__(self, by=0):
-        self.by = by
+        self.by, self.params = by, {}
 
     def encode(self, images):
         return jnp.round((images[..., 0] + 1) * 127.5).astype(jnp.int32)
@@ -59,16 +60,20 @@ def tokenizer(monkeypatch):
     return put
 
 
-def test_the_identity_changes_nothing(tokenizer, monkeypatch):
-    tokenizer(Lightened())
-    rng = np.random.default_rng(0)
-    matrix = rng.standard_normal((16 * 16 * 3, 2048)).astype(np.float32)
+@pytest.fixture
+def network(monkeypatch):
+    """Puts random products in the place of Inception."""
+    matrix = np.random.default_rng(0).standard_normal((16 * 16 * 3, 64)).astype(np.float32)
 
     def features(images):
-        pool = images.reshape(len(images), -1) @ matrix
-        return {"pool": pool, "probabilities": pool[:, :1008], "spatial": pool[:, :2023]}
+        return {"pool": images.reshape(len(images), -1) @ matrix}
 
-    monkeypatch.setattr(Network, "open", lambda path, protocol: Network("adm", "x", features))
+    made = Network("adm", "x", features, {"pool": 64})
+    monkeypatch.setattr(Network, "open", lambda path, protocol: made)
+
+
+def test_the_identity_changes_nothing(tokenizer, network, monkeypatch):
+    tokenizer(Lightened())
     monkeypatch.setattr(tokenizers.lpips_weights, "load", lambda vgg16, heads: lpips_params())
     found, _ = run("--tokenizer", "x", "--inception", "x", "--vgg16", "x", "--lpips-heads", "x")
     # JSON has no infinity.
@@ -131,6 +136,71 @@ def test_the_picture_shows_the_worst_and_the_best(tokenizer):
     below = [row for row in range(18, 99) if np.array_equal(picture[row : row + 16, 2:18], GREY[4])]
     assert below
     assert (picture[18 : below[0]] < 128).any()  # the numbers of the images
+
+
+@pytest.mark.parametrize("stop_at", ["round trip", "note"])
+def test_a_stopped_command_goes_on(tokenizer, network, monkeypatch, stop_at):
+    rng = np.random.default_rng(2)
+    np.savez("images.npz", arr_0=rng.integers(0, 256, (40, 16, 16, 3), np.uint8))
+    tokenizer(Lightened(by=10))
+    options = ["--tokenizer", "x", "--inception", "x", "--batch-size", 4, "--picture"]
+    whole, _ = run(*options, "whole.png")
+    calls, round_trip, note = [], tokenizers._Rating.__call__, kept.write_json
+
+    def stopping(call):
+        def stopped(*args):
+            calls.append(args)
+            if len(calls) == 6:
+                raise KeyboardInterrupt
+            return call(*args)
+
+        return stopped
+
+    monkeypatch.setattr(tokenizers._Rating, "__call__", stopping(round_trip))
+    if stop_at == "note":  # All but the note of the sixth batch is written.
+        monkeypatch.setattr(tokenizers._Rating, "__call__", round_trip)
+        monkeypatch.setattr(kept, "write_json", stopping(note))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(*options, "p.png", "--keep", "kept")
+    assert run(*options, "p.png", "--keep", "kept")[0] == whole
+    assert len(calls) == 10 + 1
+    assert Path("p.png").read_bytes() == Path("whole.png").read_bytes()
+
+    for changed, line in (
+        (["--llamagen-ssim"], "kept was made with SSIM's data range 255, not 510: name another"),
+        (["--resize", 8], "kept was made with resize None, not 8: name another folder or remove"),
+    ):
+        with pytest.raises(SystemExit, match=line):
+            run(*options, "q.png", "--keep", "kept", *changed)
+    other = Lightened(by=10)
+    other.params = {"by": np.array(10)}
+    tokenizer(other)
+    with pytest.raises(SystemExit, match="kept was made with tokenizer"):
+        run(*options, "q.png", "--keep", "kept")
+    np.savez("images.npz", arr_0=GREY)
+    with pytest.raises(SystemExit, match="kept was made with count 40, not 21"):
+        run(*options, "q.png", "--keep", "kept")
+
+
+def test_images_are_read_once(tokenizer, network, monkeypatch):
+    tokenizer(Lightened())
+    np.savez("images.npz", arr_0=np.random.default_rng(0).integers(0, 9, (5, 32, 32, 3), np.uint8))
+    reads, opened = [], image_sets.open_images
+
+    def counting(*args):
+        images = opened(*args)
+
+        def read(start):
+            for image in images.read(start):
+                reads.append(image)
+                yield image
+
+        return dataclasses.replace(images, read=read)
+
+    monkeypatch.setattr(image_sets, "open_images", counting)
+    found, _ = run("--tokenizer", "x", "--inception", "x", "--resize", 16, size=32)
+    assert found["rFID"] >= 0
+    assert len(reads) == 5
 
 
 def test_bad_input_is_one_line(tmp_path):

@@ -42,14 +42,14 @@ def browser():
 def engine(tmp_path_factory):
     (mesh,) = tiny.meshes((1, 1, 1))
     generator, tokenizer = map(str, tiny.exports(tmp_path_factory.mktemp("weights")))
-    return Engine(ImageGenerator.open(generator, tokenizer, mesh=mesh), mesh, num_slots=2)
+    return Engine(ImageGenerator.open(generator, tokenizer, mesh=mesh), mesh, num_slots=4)
 
 
 @pytest.fixture(scope="module")
 def address(engine):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         while not engine.ready:
             time.sleep(0.1)
@@ -137,25 +137,26 @@ def test_an_image_grows_and_is_cancelled(page, engine, monkeypatch):
         chunks.acquire()
         advance(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "_advance", advance_when_told)
+    monkeypatch.setattr(engine, "_advance", advance_when_told)
+    try:
         page.get_by_role("button", name="Draw").click()
         picture = page.locator(".set").first.locator("img").first
-        grey_rows = []
+        source, grey_rows = "", []
         for _ in range(2):
             chunks.release()
-            previous = picture.get_attribute("src") if grey_rows else ""
-            expect(picture).not_to_have_attribute("src", previous)
+            expect(picture).not_to_have_attribute("src", source)
             source = picture.get_attribute("src")
             pixels = np.array(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
             grey_rows.append(np.all(pixels == 128, axis=(1, 2)).sum())
         assert grey_rows[0] > grey_rows[1] > 0
         page.get_by_role("button", name="Cancel").click()
         expect(status(page)).to_have_text("Cancelled. 0 images done.")
-        chunks.release(100)
-        deadline = time.monotonic() + 30
-        while engine.num_busy and time.monotonic() < deadline:
-            time.sleep(0.01)
+    finally:
+        # An engine that waits could not be stopped.
+        chunks.release(1000)
+    deadline = time.monotonic() + 30
+    while engine.num_busy and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert engine.num_busy == 0
     expect(page.locator(".set")).to_have_count(1)
     draw(page, seed=5)
@@ -328,24 +329,39 @@ def test_everything_works_by_keyboard(page):
     expect(page.locator(".picture").first).to_be_focused()
 
 
-def test_class_names_are_completed(page):
-    field = page.get_by_label("Class", exact=True)
+def tell(page, address, **changes):
+    """Opens the page again, with an entry of /v1/models that says something else."""
+
+    def change(route):
+        answer = route.fetch()
+        models = answer.json()
+        models["data"][0].update(changes)
+        route.fulfill(response=answer, json=models)
+
+    page.route("**/v1/models", change)
+    open_page(page, address)
+
+
+def test_class_names_are_completed(page, address):
+    tell(page, address, class_names=["crane", "pot", "otter, sea otter", "crane"], num_classes=4)
+    field, options = page.get_by_label("Class", exact=True), page.get_by_role("option")
     field.click()
-    expect(page.get_by_role("option")).to_have_count(10)
-    page.get_by_role("option", name="8").click()
-    expect(field).to_have_value("8")
+    expect(options).to_have_count(4)
+    field.press_sequentially("ot")
+    # Names with a word that begins so come first.
+    expect(options).to_have_text(["otter, sea otter2", "pot1"])
+    field.press("ArrowDown")
+    field.press("Enter")
+    expect(field).to_have_value("otter, sea otter")
+    field.fill("cra")
+    # A name that two classes have means neither.
+    options.last.click()
+    expect(field).to_have_value("3")
     expect(page.locator("#classes")).to_be_hidden()
 
 
 def test_a_generator_of_captions_takes_a_prompt(page, address):
-    def tell_captions(route):
-        answer = route.fetch()
-        models = answer.json()
-        models["data"][0]["condition"] = "text"
-        route.fulfill(response=answer, json=models)
-
-    page.route("**/v1/models", tell_captions)
-    open_page(page, address)
+    tell(page, address, condition="text")
     page.get_by_label("Prompt").fill("7")
     page.keyboard.press("Enter")
     expect(status(page)).to_have_text(DRAWN)

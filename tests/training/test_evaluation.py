@@ -125,6 +125,18 @@ def test_reconstructions_are_measured_as_by_the_command(tmp_path, folder):
         from_mapping(config)
 
 
+def test_more_than_one_process_is_refused_in_one_line(folder, monkeypatch):
+    config = from_mapping(_generator(folder))
+    mesh = make_mesh(config)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError) as error:
+        open_task(config, mesh)
+    assert str(error.value) == (
+        "config.evaluate.every=2 works in one process alone: set it to 0 and run `python -m "
+        "llamagen_jax.evaluate` on the work folder"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

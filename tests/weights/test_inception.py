@@ -93,6 +93,14 @@ def test_files_of_torch_load(tmp_path, state, expected, suffix):
     _assert_equal(inception_weights.load(path)[1], expected)
 
 
+def test_tensors_come_back(state, expected):
+    tensors = inception_weights.to_torch(expected)
+    assert not tensors.pop("fc.bias").any()
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(array, state[name])
+    _assert_equal(inception_weights.from_torch(tensors), expected)
+
+
 def test_tensors_that_do_not_fit_are_all_named(tmp_path, state, expected):
     wrong = dict(state)
     del wrong["Mixed_7c.branch_pool.bn.running_var"]

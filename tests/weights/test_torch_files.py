@@ -147,7 +147,7 @@ def test_plain_records_beside_the_tensors_are_read_over(tmp_path, numpy_1):
     assert_same(read_torch(path)[0], golden_weights.state_dict(CLASS))
 
 
-def test_the_moving_average_is_taken_when_asked_for(tmp_path):
+def test_the_moving_average_is_taken_when_asked_for(tmp_path, caplog):
     def wrap(state):
         return {"model": state, "ema": {name: tensor + 1 for name, tensor in state.items()}}
 
@@ -156,6 +156,11 @@ def test_the_moving_average_is_taken_when_asked_for(tmp_path):
     for ema, expected in ((False, "model"), (True, "ema")):
         tensors, taken = read_torch(path, ema)
         assert taken == expected
+        told = (
+            f"{path}: taking its weights and not their moving average (ema), which" in caplog.text
+        )
+        assert told != ema
+        caplog.clear()
         assert_same(tensors, {name: weight + np.float32(ema) for name, weight in weights.items()})
     tensors, taken = read_torch(golden_weights.save_torch(tmp_path / "b.pt", CLASS), ema=True)
     assert taken is None

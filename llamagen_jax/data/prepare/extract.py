@@ -26,6 +26,7 @@ import filelock
 from absl import logging
 from tqdm import tqdm
 
+from llamagen_jax import ray_cluster
 from llamagen_jax.data.prepare import ray_engine
 from llamagen_jax.data.records import Manifest, Shard, verify, write_shard
 from llamagen_jax.data.sources import Source
@@ -101,7 +102,7 @@ def extract(
       make: opens what is to be extracted; "ray" pickles it and calls it in every process.
       engine: "local" computes in this process; "ray" in one process per GPU of a cluster or, if it
         has none, per machine. All its machines have the same file system.
-      ray_address: of `ray_engine.connected`, for "ray" alone.
+      ray_address: of `ray_cluster.connected`, for "ray" alone.
       process_index, process_count: which shards are written here, those with i % process_count ==
         process_index; for "local" alone. Every process of the same work is given the same arguments
         but `process_index`; their number may be another after an interruption.
@@ -110,15 +111,15 @@ def extract(
       The manifest, or None while shards of other processes are missing.
 
     Raises:
-      InputError: of `make`, of what it makes and of `ray_engine.connected`; `output` exists, or was
-        begun with other settings; another run is at work on the same shard; every record is broken;
-        what a machine of the cluster wrote is not seen here.
+      InputError: of `make`, of what it makes and of `ray_cluster.connected`; `output` exists, or
+        was begun with other settings; another run is at work on the same shard; every record is
+        broken; what a machine of the cluster wrote is not seen here.
     """
     output = Path(output)
     _check_sharing(engine, ray_address, process_index, process_count)
     _check_free(output)
     partial = output.with_name(output.name + ".partial")
-    with ray_engine.connected(ray_address) if engine == "ray" else contextlib.nullcontext():
+    with ray_cluster.connected(ray_address) if engine == "ray" else contextlib.nullcontext():
         extraction = make()
         ranges = extraction.ranges()
         # While models were loaded, another process may have finished the work.

@@ -6,16 +6,25 @@ import { askKey, prepareDialogs, showCode, view } from "./dialogs.js";
 import { hideSet, showSet } from "./gallery.js";
 import { openHistory } from "./history.js";
 import { textChunks } from "./png.js";
-import { fillForm, moveSliders, readRequest, requestOfImage, requestOfPng } from "./settings.js";
+import {
+  classOf,
+  fillForm,
+  moveSliders,
+  readRequest,
+  requestOfImage,
+  requestOfPng,
+} from "./settings.js";
 
 const RETRY_MS = 2000;
 
 const $ = (id) => document.getElementById(id);
 const form = $("form");
+// Of the sets on the page, their elements.
 const elements = new Map();
 
 let model;
 let history;
+// Aborts the request that is under way.
 let drawing;
 
 const actions = {
@@ -77,13 +86,10 @@ async function connect() {
 }
 
 function completeClasses() {
-  const names = model.class_names;
-  const count = (name) => names.filter((other) => other === name).length;
   const labels = [...Array(model.num_classes).keys()];
   const options = labels.map((label) => {
-    const text = names[label] ?? String(label);
-    // The number tells classes of the same name apart.
-    return { text, label, value: count(text) > 1 ? String(label) : text };
+    const text = model.class_names[label] ?? String(label);
+    return { text, label, value: classOf(label, model) };
   });
   combobox($("class"), $("classes"), options);
 }
@@ -264,6 +270,7 @@ document.addEventListener("keydown", ({ key, target }) => {
   if (key === "Escape" && !target.closest("dialog")) drawing?.abort();
 });
 document.addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
   event.preventDefault();
   $("drop").hidden = false;
 });
@@ -271,9 +278,10 @@ document.addEventListener("dragleave", ({ relatedTarget }) => {
   if (!relatedTarget) $("drop").hidden = true;
 });
 document.addEventListener("drop", async (event) => {
+  if (!event.dataTransfer.files.length) return;
   event.preventDefault();
   $("drop").hidden = true;
-  if (event.dataTransfer.files.length) await useFile(event.dataTransfer.files[0]);
+  await useFile(event.dataTransfer.files[0]);
 });
 
 $("more").open = matchMedia("(min-width: 60rem)").matches;

@@ -43,11 +43,18 @@ export function moveSliders(form) {
  */
 export function requestOfPng(texts, model) {
   if (!/^\d+$/.test(texts.seed)) return null;
-  const request = { n: 1, prompt: texts.prompt ?? model.class_names[texts.label] ?? texts.label };
+  const request = { n: 1, prompt: texts.prompt ?? (texts.label && classOf(texts.label, model)) };
   for (const name of NUMBERS) {
     if (Number.isFinite(parseFloat(texts[name]))) request[name] = Number(texts[name]);
   }
   return { ...request, seed: exact(texts.seed) };
+}
+
+/** What a request calls a class: its name, or its number where it has none of its own. */
+export function classOf(label, model) {
+  const name = model.class_names[label];
+  const isUnique = name && model.class_names.filter((other) => other === name).length === 1;
+  return isUnique ? name : String(label);
 }
 
 /** The settings of a request in words. */

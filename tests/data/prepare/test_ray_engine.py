@@ -15,6 +15,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from llamagen_jax import ray_cluster
 from llamagen_jax.data.prepare import __main__ as prepare
 from llamagen_jax.data.prepare import extract, ray_engine
 from llamagen_jax.data.records import Manifest, write_dataset
@@ -159,7 +160,7 @@ def test_killed_drivers_and_actors(cluster, tmp_path):
 def test_ray_that_is_missing(monkeypatch, codes_command, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     line = fails(*codes_command, tmp_path / "out", "--engine", "ray")
-    assert line.endswith('the engine "ray" needs Ray: pip install "llamagen_jax[prepare]"')
+    assert line.endswith('a Ray cluster needs Ray: pip install "llamagen_jax[prepare]"')
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
@@ -179,7 +180,7 @@ def test_wrong_options(codes_command, tmp_path):
 
 
 def test_shards_that_are_not_seen_yet(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_engine, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(ray_cluster, "connected", contextlib.nullcontext)
     monkeypatch.setattr(ray_engine, "for_each", lambda make, items: iter(items))
     with pytest.raises(InputError, match="not all shards have arrived"):
         extract.extract(tmp_path / "out", test_extract.extraction(), engine="ray")
