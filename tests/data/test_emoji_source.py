@@ -3,6 +3,7 @@
 import io
 import itertools
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -50,6 +51,8 @@ def test_every_part_of_a_combination_is_seen_in_training():
     for emoji in SPLITS["combinations"]:
         assert (emoji.role, emoji.gender) in persons
         assert (emoji.role, emoji.gender, emoji.tone) not in seen
+    held = Counter((emoji.role, emoji.gender) for emoji in SPLITS["combinations"])
+    assert max(held.values()) == 2  # of six tones
 
 
 def test_role_gender_and_tone_are_told_apart():
