@@ -93,8 +93,10 @@ def _ours(folder: Path, tensors: dict[str, np.ndarray]) -> tuple[Callable, Calla
 def _torch_fidelity(folder: Path, tensors: dict[str, np.ndarray]) -> tuple[Callable, Callable]:
     """Raises ImportError where it, or torchvision that it needs, is missing."""
     import torch
-    import torch_fidelity
-    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    import torch_fidelity  # pyright: ignore[reportMissingImports]
+    from torch_fidelity.metric_fid import (  # pyright: ignore[reportMissingImports]
+        fid_statistics_to_metric,
+    )
 
     path = folder / "inception.pth"
     torch.save({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, path)
