@@ -22,7 +22,7 @@ from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator, Samples, settings_for
 from llamagen_jax.images import captioned_grid, grid, save_png
 from llamagen_jax.interruption import told_kept
-from llamagen_jax.models.llama import WEIGHTS, Llama, LlamaConfig
+from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.sample_folders import (
     LAYOUTS,
     check_layout,
@@ -32,10 +32,9 @@ from llamagen_jax.sample_folders import (
 )
 from llamagen_jax.sample_parts import SampleParts, write_npz
 from llamagen_jax.sampling import dry_run
-from llamagen_jax.sampling.options import SETTINGS, add_settings
+from llamagen_jax.sampling.options import SETTINGS, add_models, add_settings, models_of
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts, read_prompts
-from llamagen_jax.weights import export
 from llamagen_jax.weights.integrity import weights_hash
 from llamagen_jax.weights.kinds import describe
 
@@ -53,26 +52,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Loads, samples and writes; InputError says in one line what is wrong with `args`."""
-    with naming("--generator"):
-        zoo.check_known(args.generator)
     if args.dry_run:
         print(_dry_run(args))
         return
-    recorded = export.recorded(args.generator)
-    tokenizer = args.tokenizer or recorded.get("tokenizer")
-    text_encoder = args.text_encoder or recorded.get("text_encoder")
-    if not tokenizer:
-        raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
-    with naming("--tokenizer"):
-        zoo.check_known(tokenizer)
+    models = models_of(args)
     prompts = read_prompts(args.prompt_file) if args.prompt_file else args.prompts or []
     if args.prompt_file or args.prompts:
         check_prompts(prompts, args.prompt_file or "--prompts")
-    generator = ImageGenerator.open(
-        args.generator, tokenizer, text_encoder or None, args.draft, args.dtype, args.weights
-    )
+    generator = ImageGenerator.open(args.generator, **models, draft=args.draft)
     is_text = generator.config.condition == "text"
-    _check_condition(args, generator.config, text_encoder)
+    _check_condition(args, generator.config, generator.text_encoder)
     settings = generator.settings(**{name: getattr(args, name) for name in SETTINGS})
     subjects = np.array(prompts) if is_text else _labels(args.labels, generator)
     output = Path(args.output)
@@ -96,6 +85,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _dry_run(args: argparse.Namespace) -> str:
     """Of the generator alone; a published one is not fetched for it."""
+    with naming("--generator"):
+        zoo.check_known(args.generator)
     if args.generator in zoo.PUBLISHED and not Path(args.generator).exists():
         config = zoo.PUBLISHED[args.generator].config
     else:
@@ -164,22 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    weights = parser.add_argument_group(
-        "weights",
-        "generator and tokenizer: each a work folder, an export folder, a .pt or .safetensors "
-        "file, or a published name",
-    )
-    weights.add_argument("--generator", type=commands.path, required=True, help="the transformer")
-    weights.add_argument(
-        "--tokenizer", type=commands.path, help="the VQGAN (the one that a work folder's run named)"
-    )
-    weights.add_argument(
-        "--text-encoder",
-        type=commands.path,
-        metavar="FOLDER",
-        help="for prompts: folder of the T5 that the generator was trained with, as Hugging Face "
-        "stores it (the one that a work folder's run named)",
-    )
+    add_models(parser)
     what = parser.add_argument_group("what to sample")
     subjects = what.add_mutually_exclusive_group()
     subjects.add_argument(
@@ -198,18 +174,6 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     add_settings(how)
     how.add_argument("--batch-size", type=commands.whole, default=32, help="images at a time (32)")
-    how.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="that the transformer computes in (as it was trained)",
-    )
-    how.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        default="float",
-        help="int8 rounds the transformer's matrices: a quarter of the memory of float32, other "
-        "images by a little (float)",
-    )
     how.add_argument(
         "--dry-run",
         action="store_true",

@@ -162,7 +162,9 @@ def test_gan_losses():
     close(losses.adversarial("non-saturating", fake), golden["g_non_saturating"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["tokenizer_steps", "tokenizer_steps_adaptive"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("tokenizer_steps", marks=pytest.mark.slow), "tokenizer_steps_adaptive"]
+)
 def test_whole_steps(name, lpips_files):
     golden, entries = load(name)
     meta = entries["meta"]

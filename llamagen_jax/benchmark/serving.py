@@ -17,7 +17,8 @@ from llamagen_jax.generation import ImageGenerator, generate_images
 from llamagen_jax.image_tokenizer import ModelTokenizer
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.sampling.settings import SamplingSettings
-from llamagen_jax.serve.engine import Engine, Picture, Request
+from llamagen_jax.serve.engine import Engine
+from llamagen_jax.serve.requests import Picture, Request
 
 _SLOTS = 16
 # Of all that the engine draws when its slots are always full.

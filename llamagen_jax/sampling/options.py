@@ -1,9 +1,13 @@
-"""The options by which commands take `SamplingSettings`."""
+"""The options by which commands take models that draw images, and `SamplingSettings`."""
 
 import argparse
+from typing import Any
 
-from llamagen_jax import commands
+from llamagen_jax import commands, zoo
+from llamagen_jax.errors import InputError, naming
+from llamagen_jax.models.llama import WEIGHTS
 from llamagen_jax.sampling.settings import DECODERS
+from llamagen_jax.weights import export
 
 # Fields that are options.
 SETTINGS = (
@@ -16,6 +20,60 @@ SETTINGS = (
     "greedy",
     "decoder",
 )
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for a generator and what belongs to it; `models_of` reads them."""
+    group = parser.add_argument_group(
+        "models",
+        "generator and tokenizer: each a work folder, an export folder, a .pt or .safetensors "
+        "file, or a published name",
+    )
+    group.add_argument("--generator", type=commands.path, required=True, help="the transformer")
+    group.add_argument(
+        "--tokenizer", type=commands.path, help="the VQGAN (the one that a work folder's run named)"
+    )
+    group.add_argument(
+        "--text-encoder",
+        type=commands.path,
+        metavar="FOLDER",
+        help="for prompts: folder of the T5 that the generator was trained with, as Hugging Face "
+        "stores it (the one that a work folder's run named)",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="that the transformer computes in (as it was trained)",
+    )
+    group.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="float",
+        help="int8 rounds the transformer's matrices: a quarter of the memory of float32, other "
+        "images by a little (float)",
+    )
+
+
+def models_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What `ImageGenerator.open` takes beside the generator's name.
+
+    Raises:
+      InputError: the generator or the tokenizer is unknown, or no tokenizer is named.
+    """
+    with naming("--generator"):
+        zoo.check_known(args.generator)
+    recorded = export.recorded(args.generator)
+    tokenizer = args.tokenizer or recorded.get("tokenizer")
+    if not tokenizer:
+        raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
+    with naming("--tokenizer"):
+        zoo.check_known(tokenizer)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": args.text_encoder or recorded.get("text_encoder") or None,
+        "dtype": args.dtype,
+        "weights": args.weights,
+    }
 
 
 def add_settings(parser: argparse._ActionsContainer) -> None:

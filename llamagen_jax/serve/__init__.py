@@ -1,1 +1,0 @@
-"""Generators behind servers."""

@@ -16,13 +16,12 @@ from typing import Any
 
 from absl import logging
 
-from llamagen_jax import commands, compilation_cache, ray_cluster, sharding, zoo
-from llamagen_jax.errors import InputError, naming, one_line_errors
+from llamagen_jax import commands, compilation_cache, ray_cluster, sharding
+from llamagen_jax.errors import InputError, one_line_errors
 from llamagen_jax.generation import ImageGenerator
-from llamagen_jax.models.llama import WEIGHTS
+from llamagen_jax.sampling.options import add_models, models_of
 from llamagen_jax.serve.engine import Engine
 from llamagen_jax.serve.ray_serve import RayEngine
-from llamagen_jax.weights import export
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,29 +41,14 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             f'serving needs {error.name}: pip install "llamagen_jax[serve]"'
         ) from error
-    with naming("--generator"):
-        zoo.check_known(args.generator)
-    recorded = export.recorded(args.generator)
-    tokenizer = args.tokenizer or recorded.get("tokenizer")
-    text_encoder = args.text_encoder or recorded.get("text_encoder") or None
-    if not tokenizer:
-        raise InputError("give --tokenizer, the VQGAN that the generator was trained with")
+    models = models_of(args)
     keys = _keys(args.api_key_file) if args.api_key_file else []
     if not keys and not _is_loopback(args.host):
         raise InputError(
             f"--host {args.host} lets other machines in: give --api-key-file, or stay on 127.0.0.1"
         )
-    open_engine = functools.partial(
-        _open_engine,
-        args.generator,
-        {
-            "tokenizer": tokenizer,
-            "text_encoder": text_encoder,
-            "dtype": args.dtype,
-            "weights": args.weights,
-        },
-        {"data": args.data, "fsdp": args.fsdp, "tensor": args.tensor},
-    )
+    axes = {"data": args.data, "fsdp": args.fsdp, "tensor": args.tensor}
+    open_engine = functools.partial(_open_engine, args.generator, models, axes)
     with _listen(args.host, args.port) as listener, contextlib.ExitStack() as stack:
         sizes = {"num_slots": args.slots, "chunk": args.chunk, "max_waiting": args.max_waiting}
         if args.ray:
@@ -147,28 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    weights = parser.add_argument_group("weights", "as of sample.py")
-    weights.add_argument("--generator", type=commands.path, required=True, help="the transformer")
-    weights.add_argument(
-        "--tokenizer", type=commands.path, help="the VQGAN (the one that a work folder's run named)"
-    )
-    weights.add_argument(
-        "--text-encoder",
-        type=commands.path,
-        metavar="FOLDER",
-        help="for prompts: the T5 (the one that a work folder's run named)",
-    )
-    weights.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="that the transformer computes in (as it was trained)",
-    )
-    weights.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        default="float",
-        help="int8 rounds the transformer's matrices: a quarter of the memory of float32 (float)",
-    )
+    add_models(parser)
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--slots", type=commands.whole, default=16, help="images drawn at a time (16)"

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from llamagen_jax.serve.engine import Deliver, Picture, Request, Ticket
+from llamagen_jax.serve.requests import Deliver, Picture, Request, Ticket
 
 # How soon whoever waits is asked whether it still does.
 _POLL_SECONDS = 0.25

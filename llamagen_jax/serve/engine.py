@@ -3,7 +3,7 @@
 Threads work beside the callers': one draws codes, chunk after chunk, one turns the codes of images
 that are done, or partly done, into pixels, and one reads prompts.
 
-Axes: L codes, T condition tokens, C width of text features, H W pixels.
+Axes: L codes, H W pixels.
 """
 
 import collections
@@ -28,83 +28,19 @@ from llamagen_jax.sampling import jacobi
 from llamagen_jax.sampling.generate import choose_decoder
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.serve import slots
+from llamagen_jax.serve.requests import (
+    Deliver,
+    FullError,
+    Picture,
+    Request,
+    StoppedError,
+    Ticket,
+)
 from llamagen_jax.text.captions import clean
 from llamagen_jax.text.prompts import encode_prompts
 
 # Of the pixels whose codes are not drawn yet.
 _GREY = 128
-
-
-class FullError(Exception):
-    """No more images may wait.
-
-    Attributes:
-      seconds: after which it is worth to ask again.
-    """
-
-    def __init__(self, seconds: float):
-        super().__init__("too many images are waiting")
-        self.seconds = seconds
-
-
-class StoppedError(Exception):
-    """The engine draws no more images."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """An image that is done, or what there is of it; other pixels are grey.
-
-    Attributes:
-      index: of the image in its request.
-      partial: number of the partial picture, from 0; None for the whole image.
-      image: uint8 [H, W, 3].
-    """
-
-    index: int
-    partial: int | None
-    image: np.ndarray
-
-
-# Called from the engine's threads, in the order of an image's pictures.
-Deliver = Callable[[Picture | Exception], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """Images of one condition.
-
-    Attributes:
-      subject: a label, or a prompt that `text.prompts.check_prompts` lets pass.
-      settings: of each image, whose sample id is 0.
-      partial_at: after how many codes a partial picture is wanted, ascending.
-      skip: whether a partial picture is left out where a later one of the image is there already.
-    """
-
-    subject: int | str
-    settings: Sequence[SamplingSettings]
-    partial_at: Sequence[int] = ()
-    skip: bool = False
-
-
-class Ticket:
-    """A request that the engine has taken.
-
-    Attributes:
-      condition: what `generate` takes for one sample: "condition", an int label [] or text features
-        [T, C], and for text "condition_mask", bool [T]; None until the prompt is read.
-    """
-
-    def __init__(self, request: Request, deliver: Deliver):
-        self.request, self.deliver = request, deliver
-        self.cancelled = False
-        self.condition: dict[str, np.ndarray] | None = None
-        if not isinstance(request.subject, str):
-            self.condition = {"condition": np.array(request.subject, np.int32)}
-
-    def cancel(self) -> None:
-        """Draws its images no further; what is on the way may still be delivered."""
-        self.cancelled = True
 
 
 @dataclasses.dataclass(eq=False)

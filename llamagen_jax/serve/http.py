@@ -23,11 +23,12 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.images import encode
 from llamagen_jax.sampling.options import SETTINGS
 from llamagen_jax.serve import body as bodies
-from llamagen_jax.serve import engine as engines
+from llamagen_jax.serve import requests
 from llamagen_jax.serve.body import ApiError, ImagesBody
 from llamagen_jax.serve.drawing import Drawing
-from llamagen_jax.serve.engine import Engine, FullError, Picture, StoppedError
+from llamagen_jax.serve.engine import Engine
 from llamagen_jax.serve.ray_serve import RayEngine
+from llamagen_jax.serve.requests import FullError, Picture, StoppedError
 
 _MAX_BODY_BYTES = 2**20
 _PAGE = Path(__file__).with_name("page")
@@ -200,7 +201,7 @@ class _Service:
         bodies.check_model(body.model, self.name)
         bodies.check_size(body, self.name, self.size)
         settings = bodies.settings_of(body, generator, self._max_n)
-        request = engines.Request(
+        request = requests.Request(
             bodies.subject_of(body, generator),
             settings,
             bodies.partial_at(body, generator.config.grid),
@@ -228,7 +229,7 @@ class _Service:
         self,
         pictures: AsyncIterator[Picture],
         body: ImagesBody,
-        wanted: engines.Request,
+        wanted: requests.Request,
         start: float,
     ) -> AsyncIterator[str]:
         """Server-sent events."""
@@ -257,7 +258,7 @@ class _Service:
             self._tell(start, status, body)
 
     def _picture(
-        self, body: ImagesBody, wanted: engines.Request, picture: Picture
+        self, body: ImagesBody, wanted: requests.Request, picture: Picture
     ) -> dict[str, Any]:
         """An image's fields in an answer."""
         settings, format = wanted.settings[picture.index], body.output_format or "png"

@@ -15,10 +15,9 @@ from typing import Any
 from llamagen_jax.errors import InputError
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.serve.drawing import Drawing
-from llamagen_jax.serve.engine import (
-    Counts,
+from llamagen_jax.serve.engine import Counts, Engine
+from llamagen_jax.serve.requests import (
     Deliver,
-    Engine,
     FullError,
     Picture,
     Request,

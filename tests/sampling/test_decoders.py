@@ -109,7 +109,14 @@ def _p_value(model, params, settings, codes):
     return stats.chi2.sf(statistic, len(counts) - 1)
 
 
-@pytest.mark.parametrize("changes", [{"guidance_scale": 1.0}, {"top_k": 3}, {"top_p": 0.9}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"guidance_scale": 1.0}, marks=pytest.mark.slow),
+        pytest.param({"top_k": 3}, marks=pytest.mark.slow),
+        {"top_p": 0.9},
+    ],
+)
 def test_sequences_follow_the_distribution_and_wrong_acceptance_does_not(
     small, changes, monkeypatch
 ):

@@ -9,7 +9,8 @@ from llamagen_jax import sharding
 from llamagen_jax.generation import ImageGenerator, generate_images
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.serve import slots
-from llamagen_jax.serve.engine import Engine, FullError, Picture, Request, StoppedError
+from llamagen_jax.serve.engine import Engine
+from llamagen_jax.serve.requests import FullError, Picture, Request, StoppedError
 
 # Different in everything that a row of the batch has of its own.
 SETTINGS = [

@@ -24,7 +24,8 @@ from llamagen_jax.generation import ImageGenerator, generate_images
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.serve import __main__ as command
 from llamagen_jax.serve import http as served
-from llamagen_jax.serve.engine import Engine, Picture, Request, Ticket
+from llamagen_jax.serve.engine import Engine
+from llamagen_jax.serve.requests import Picture, Request, Ticket
 from llamagen_jax.weights import export
 
 openai = pytest.importorskip("openai")

@@ -8,7 +8,7 @@ from llamagen_jax.training.config import from_mapping
 from llamagen_jax.training.tasks import make_task
 
 
-@pytest.mark.parametrize("task", ["tokenizer", "generator"])
+@pytest.mark.parametrize("task", [pytest.param("tokenizer", marks=pytest.mark.slow), "generator"])
 def test_memory_is_that_of_the_compiled_step(tmp_path, task):
     values = tiny.tokenizer_config() if task == "tokenizer" else tiny.generator_config(tmp_path)
     config = from_mapping(values)

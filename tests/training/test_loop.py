@@ -69,7 +69,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(codes):
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("task", "kept"), [("tokenizer", 3), ("generator", 5)])
+# The tokenizer's is also seen, with a discriminator, in test_adversarial.
+@pytest.mark.parametrize(
+    ("task", "kept"), [pytest.param("tokenizer", 3, marks=pytest.mark.slow), ("generator", 5)]
+)
 def test_interrupted_run_ends_with_the_same_bits(tmp_path, codes, task, kept, monkeypatch):
     """The one stops in the middle of step 6, the other is told to stop while it takes step 5."""
     config = _config(

@@ -97,7 +97,10 @@ def losses(config, workdir):
     }
 
 
-@pytest.mark.parametrize(("condition", "mesh"), [("class", (8, 1, 1)), ("text", (2, 2, 2))])
+@pytest.mark.parametrize(
+    ("condition", "mesh"),
+    [("class", (8, 1, 1)), pytest.param("text", (2, 2, 2), marks=pytest.mark.slow)],
+)
 def test_losses_are_those_of_extracted_codes(folder, tmp_path, condition, mesh):
     data, fsdp, tensor = mesh
     changes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
@@ -112,6 +115,7 @@ def test_losses_are_those_of_extracted_codes(folder, tmp_path, condition, mesh):
         np.testing.assert_allclose(online[name], values, rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_on_images_goes_on_exactly_and_with_its_encoders(folder, tmp_path):
     on_images = config(folder, False, "text", sample_every=4)
     whole = tiny.train(on_images, tmp_path / "whole")

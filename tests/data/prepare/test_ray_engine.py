@@ -130,6 +130,7 @@ def numbers(folder: Path, address: str, seconds: float = 0) -> Manifest:
     return extract.extract(folder / "out", make, engine="ray", ray_address=address)
 
 
+@pytest.mark.slow
 def test_killed_drivers_and_actors(cluster, tmp_path):
     module = "tests.data.prepare.test_ray_engine"
     code = f"import {module} as t; t.numbers(t.Path({str(tmp_path)!r}), {cluster!r}, 0.2)"
