@@ -105,8 +105,12 @@ class Engine:
         Raises:
           InputError: the text encoder cannot be opened, or the mesh does not divide the heads.
         """
-        num_slots += -num_slots % (mesh.shape["data"] * mesh.shape["fsdp"])
+        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        num_slots += -num_slots % ways
         self.generator, self.num_slots = generator, num_slots
+        # Few images take a step of fewer rows, and each size a program of its own.
+        sizes = (num_slots // 16, num_slots // 4, num_slots)
+        self._sizes = [size for size in sizes if size and size % ways == 0]
         is_text = generator.config.condition == "text"
         self.encoder = generator.open_text_encoder() if is_text else None
         self.max_waiting, self.chunk = max_waiting, chunk or generator.config.grid[1]
@@ -118,7 +122,7 @@ class Engine:
         places = jax.tree.map(lambda leaf: leaf.sharding, self._slots)
         in_place = {"donate_argnames": "slots", "out_shardings": places}
         self._enter_slots = jax.jit(slots.enter, static_argnames="model", **in_place)
-        static = ("model", "passes", "width", "guided")
+        static = ("model", "passes", "width", "guided", "size")
         self._advance_slots = jax.jit(slots.advance, static_argnames=static, **in_place)
         # On one device, since programs of several that run at once wait for each other.
         self._tokenizer = jax.device_put(generator.tokenizer, mesh.devices.flat[0])
@@ -242,8 +246,8 @@ class Engine:
         while size < 2 * self.num_slots:
             self._enter([image] * min(size, self.num_slots), [self.num_slots] * size)
             size *= 2
-        for guided in (True, False):
-            self._advance(width=1, guided=guided)
+        for size, guided in itertools.product(self._sizes, (True, False)):
+            self._advance(1, guided, size)
         self._pixels(np.zeros(config.code_length, np.int32))
 
     def _read(self) -> None:
@@ -289,7 +293,9 @@ class Engine:
             active = [image for image in self._images if image]
             length = self.generator.config.code_length
             guided = any(image.done < image.settings.num_guided(length) for image in active)
-            self._advance(self._width(active), guided)
+            used = max((place for place, image in enumerate(self._images) if image), default=0) + 1
+            size = next(size for size in self._sizes if size >= used)
+            self._advance(self._width(active), guided, size)
             codes, done = jax.device_get(self._slots.progress[:2])
             self.counts.passes += self.chunk
             self.counts.seconds += time.monotonic() - start
@@ -332,7 +338,7 @@ class Engine:
         for image in images:
             image.done = 1
 
-    def _advance(self, width: int, guided: bool) -> None:
+    def _advance(self, width: int, guided: bool, size: int) -> None:
         self._slots = self._advance_slots(
             self.generator.model,
             self.generator.params,
@@ -340,6 +346,7 @@ class Engine:
             passes=self.chunk,
             width=width,
             guided=guided,
+            size=size,
         )
 
     def _width(self, active: Sequence[_Image]) -> int:

@@ -138,29 +138,41 @@ def enter(
 
 
 def advance(
-    model: Llama, params: dict, slots: Slots, *, passes: int, width: int, guided: bool
+    model: Llama, params: dict, slots: Slots, *, passes: int, width: int, guided: bool, size: int
 ) -> Slots:
-    """Takes several passes over the next codes of all slots; done samples stay as they are.
+    """Takes several passes over the next codes of the first slots; done samples stay as they are.
 
     Args:
       width: codes in a pass, of which one or more are right; 1 draws plainly.
       guided: whether a sample has guided codes left, so that the null branch has to be computed.
+      size: how many slots are computed; nobody waits for those after.
     """
-    num_slots = len(slots.progress.done)
-    apply = functools.partial(model.apply, {"params": params})
-    score = functools.partial(
-        windows.score, apply, model.config.condition_length, slots.condition_mask
+    branches, columns = (2 if guided else 1), model.config.grid[1]
+    progress, condition_mask, samples = jax.tree.map(
+        lambda leaf: leaf[:size], (slots.progress, slots.condition_mask, slots.samples)
     )
+    apply = functools.partial(model.apply, {"params": params})
+    score = functools.partial(windows.score, apply, model.config.condition_length, condition_mask)
 
     def step(carry, _):
-        columns = model.config.grid[1]
-        return jacobi.advance(score, pick, slots.samples, width, columns, *carry), None
+        return jacobi.advance(score, pick, samples, width, columns, *carry), None
 
-    rows = 2 * num_slots if guided else num_slots
-    read = jax.tree.map(lambda leaf: leaf[:rows], slots.cache)
-    (progress, read), _ = jax.lax.scan(step, (slots.progress, read), length=passes)
-    cache = jax.tree.map(lambda new, old: old.at[:rows].set(new), read, slots.cache)
-    return slots._replace(progress=progress, cache=cache)
+    def by_branch(leaf):
+        return leaf.reshape(2, -1, *leaf.shape[1:])
+
+    def read(leaf):
+        return by_branch(leaf)[:branches, :size].reshape(-1, *leaf.shape[1:])
+
+    def write(leaf, new):
+        new = new.reshape(branches, size, *leaf.shape[1:])
+        return by_branch(leaf).at[:branches, :size].set(new).reshape(leaf.shape)
+
+    cache = jax.tree.map(read, slots.cache)
+    (progress, cache), _ = jax.lax.scan(step, (progress, cache), length=passes)
+    return slots._replace(
+        progress=jax.tree.map(lambda old, new: old.at[:size].set(new), slots.progress, progress),
+        cache=jax.tree.map(write, slots.cache, cache),
+    )
 
 
 def pick(

@@ -166,9 +166,9 @@ def test_sharded_slots_draw_the_same_codes():
         enter = jax.jit(slots.enter, static_argnums=0)
         state = enter(model, weights, state, np.arange(2), labels, None, samples)
         advance = jax.jit(
-            slots.advance, static_argnums=0, static_argnames=("passes", "width", "guided")
+            slots.advance, static_argnums=0, static_argnames=("passes", "width", "guided", "size")
         )
-        state = advance(model, weights, state, passes=15, width=1, guided=True)
+        state = advance(model, weights, state, passes=15, width=1, guided=True, size=2)
         drawn.append(np.asarray(state.progress.codes))
     np.testing.assert_array_equal(*drawn)
 
