@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from llamagen_jax import seeds, sharding, zoo
 from llamagen_jax.classes import find_class, full_names
 from llamagen_jax.errors import InputError
-from llamagen_jax.image_tokenizer import ImageTokenizer, open_tokenizer
+from llamagen_jax.image_tokenizer import ImageTokenizer, check_codes, open_tokenizer
 from llamagen_jax.images import resize, to_uint8
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.sampling import speculative
@@ -216,11 +216,7 @@ def _load_generator(name: str, dtype: str | None) -> tuple[Llama, dict]:
 def _check_fit(
     name: str, config: LlamaConfig, tokenizer_name: str, tokenizer: ImageTokenizer
 ) -> None:
-    if tokenizer.codebook_size != config.vocab_size:
-        raise InputError(
-            f"the tokenizer {tokenizer_name} has {tokenizer.codebook_size} codes but the "
-            f"generator {config.vocab_size}; name the tokenizer it was trained with"
-        )
+    check_codes(tokenizer_name, tokenizer, config.vocab_size)
     published, (rows, _) = Path(name).stem, config.grid
     size = rows * tokenizer.downsampling
     if published in zoo.PUBLISHED and zoo.PUBLISHED[published].resolution != size:

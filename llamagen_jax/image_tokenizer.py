@@ -87,6 +87,15 @@ def open_tokenizer(name: str, continuous: bool = False) -> ModelTokenizer:
     return ModelTokenizer(model, params)
 
 
+def check_codes(tokenizer_name: str, tokenizer: ImageTokenizer, num_codes: int) -> None:
+    """Raises InputError for a tokenizer of another codebook than the generator's."""
+    if tokenizer.codebook_size != num_codes:
+        raise InputError(
+            f"the tokenizer {tokenizer_name} has {tokenizer.codebook_size} codes but the "
+            f"generator {num_codes}; name the tokenizer it was trained with"
+        )
+
+
 def code_grid(tokenizer: ImageTokenizer, image_size: int) -> tuple[int, int]:
     """Rows and columns of the codes of square images of this size.
 

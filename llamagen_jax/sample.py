@@ -32,7 +32,7 @@ from llamagen_jax.sample_folders import (
 )
 from llamagen_jax.sample_parts import SampleParts, write_npz
 from llamagen_jax.sampling import dry_run
-from llamagen_jax.sampling.options import SETTINGS, add_models, add_settings, models_of
+from llamagen_jax.sampling.options import SETTINGS, add_models, add_settings, models_of, told
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts, read_prompts
 from llamagen_jax.weights.integrity import weights_hash
@@ -61,12 +61,12 @@ def run(args: argparse.Namespace) -> None:
         check_prompts(prompts, args.prompt_file or "--prompts")
     generator = ImageGenerator.open(args.generator, **models, draft=args.draft)
     is_text = generator.config.condition == "text"
-    _check_condition(args, generator.config, generator.text_encoder)
+    _check_condition(args, generator)
     settings = generator.settings(**{name: getattr(args, name) for name in SETTINGS})
     subjects = np.array(prompts) if is_text else _labels(args.labels, generator)
     output = Path(args.output)
     suffix = output.suffix.lower()
-    shown = {name: value for name in SETTINGS if (value := getattr(settings, name)) is not None}
+    shown = told(settings)
     shown["generator"] = Path(args.generator).resolve().name
     check_layout(args.layout, suffix not in (".png", ".npz"), is_text, args.count)
     # Opened before the long work, so that a path that cannot be written is known at once.
@@ -208,10 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_condition(
-    args: argparse.Namespace, config: LlamaConfig, text_encoder: str | None
-) -> None:
+def _check_condition(args: argparse.Namespace, generator: ImageGenerator) -> None:
     """Refuses options for another condition than the generator's, and missing ones."""
+    config = generator.config
     other = {"class": ("prompts", "prompt_file", "text_encoder"), "text": ("labels",)}
     for name in other[config.condition]:
         if getattr(args, name) is not None:
@@ -225,7 +224,7 @@ def _check_condition(
                 f"give --prompts or --prompt-file: the generator {args.generator} is a "
                 f"{describe(config)}"
             )
-        if not text_encoder:
+        if not generator.text_encoder:
             raise InputError("give --text-encoder, the T5 that the generator was trained with")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from llamagen_jax import commands, zoo
 from llamagen_jax.errors import InputError, naming
 from llamagen_jax.models.llama import WEIGHTS
-from llamagen_jax.sampling.settings import DECODERS
+from llamagen_jax.sampling.settings import DECODERS, SamplingSettings
 from llamagen_jax.weights import export
 
 # Fields that are options.
@@ -20,6 +20,12 @@ SETTINGS = (
     "greedy",
     "decoder",
 )
+
+
+def told(settings: SamplingSettings) -> dict[str, Any]:
+    """The settings that an image's metadata tell: all but those that are None."""
+    fields = {name: getattr(settings, name) for name in SETTINGS}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

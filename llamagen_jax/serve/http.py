@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.images import encode
-from llamagen_jax.sampling.options import SETTINGS
+from llamagen_jax.sampling.options import SETTINGS, told
 from llamagen_jax.serve import body as bodies
 from llamagen_jax.serve import requests
 from llamagen_jax.serve.body import ApiError, ImagesBody
@@ -262,9 +262,8 @@ class _Service:
     ) -> dict[str, Any]:
         """An image's fields in an answer."""
         settings, format = wanted.settings[picture.index], body.output_format or "png"
-        shown = {name: value for name in SETTINGS if (value := getattr(settings, name)) is not None}
         kind = "prompt" if isinstance(wanted.subject, str) else "label"
-        metadata = {kind: wanted.subject, **shown, "generator": self.name}
+        metadata = {kind: wanted.subject, **told(settings), "generator": self.name}
         quality = 100 if body.output_compression is None else body.output_compression
         data = encode(picture.image, format, metadata, quality)
         text = base64.b64encode(data).decode()

@@ -19,6 +19,7 @@ from llamagen_jax.files import staged
 from llamagen_jax.generation import Samples
 from llamagen_jax.image_tokenizer import (
     ModelTokenizer,
+    check_codes,
     on_all_devices,
     open_tokenizer,
     run_filled,
@@ -45,11 +46,7 @@ def _run(args: argparse.Namespace) -> None:
     if suffix not in (".png", ".npz"):
         raise InputError(f"--output {output} must end in .png or .npz")
     tokenizer = open_tokenizer(args.tokenizer)
-    if tokenizer.codebook_size != config["codebook_size"]:
-        raise InputError(
-            f"the tokenizer {args.tokenizer} has {tokenizer.codebook_size} codes but the generator "
-            f"{config['codebook_size']}; name the tokenizer it was trained with"
-        )
+    check_codes(args.tokenizer, tokenizer, config["codebook_size"])
     num_classes = config["num_classes"]
     names = full_names(config["class_names"], num_classes)
     labels = np.arange(num_classes, dtype=np.int32)
