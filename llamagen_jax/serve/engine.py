@@ -248,7 +248,8 @@ class Engine:
             size *= 2
         for size, guided in itertools.product(self._sizes, (True, False)):
             self._advance(1, guided, size)
-        self._pixels(np.zeros(config.code_length, np.int32))
+        for rows in self._row_counts():
+            self._pixels(np.zeros(config.code_length, np.int32), rows)
 
     def _read(self) -> None:
         while True:
@@ -386,27 +387,38 @@ class Engine:
                 stale = stale and any(later is image for later, *_ in self._decoding)
             if ticket.cancelled or stale:
                 continue
-            picture = self._pixels(codes)
+            rows, columns = self.generator.config.grid
             if partial is None:
                 self.counts.images += 1
+                picture = self._pixels(codes, rows)
             else:
-                picture = np.where(self._drawn(done)[..., None], picture, np.uint8(_GREY))
+                begun = -(-done // columns)
+                enough = min(count for count in self._row_counts() if count >= begun)
+                picture = self._on_grey(self._pixels(codes, enough), done)
             ticket.deliver(Picture(image.index, partial, picture))
 
-    def _pixels(self, codes: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] of codes [L]; of one image at a time, so that its bytes depend on no
-        other's."""
-        images = _decode(self.generator.config.grid, self._tokenizer, codes)
-        return to_uint8(images)[0]
+    def _row_counts(self) -> set[int]:
+        """Of codes that are decoded: all, and fewer for partial pictures to come sooner."""
+        rows = self.generator.config.grid[0]
+        return {-(-rows // 4), -(-rows // 2), rows}
 
-    def _drawn(self, done: int) -> np.ndarray:
-        """bool [H, W], the pixels of the first `done` codes."""
+    def _pixels(self, codes: np.ndarray, rows: int) -> np.ndarray:
+        """uint8 [h, W, 3] of the first rows of codes [L]; of one image at a time, so that its bytes
+        depend on no other's."""
+        columns = self.generator.config.grid[1]
+        grid = codes[: rows * columns].reshape(1, rows, columns)
+        return to_uint8(_decode(self._tokenizer, grid))[0]
+
+    def _on_grey(self, picture: np.ndarray, done: int) -> np.ndarray:
+        """uint8 [H, W, 3], of `picture` [h, W, 3] the pixels of the first `done` codes."""
         rows, columns = self.generator.config.grid
         drawn = (np.arange(rows * columns) < done).reshape(rows, columns)
-        patch = np.ones((self.generator.tokenizer.downsampling,) * 2, bool)
-        return np.kron(drawn, patch)
+        side = self.generator.tokenizer.downsampling
+        drawn = np.kron(drawn, np.ones((side, side), bool))[..., None]
+        below = np.zeros((len(drawn) - len(picture), *picture.shape[1:]), np.uint8)
+        return np.where(drawn, np.concatenate([picture, below]), np.uint8(_GREY))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(grid: tuple[int, int], tokenizer: Any, codes: jax.Array) -> jax.Array:
-    return tokenizer.decode(codes.reshape(1, *grid))
+@jax.jit
+def _decode(tokenizer: Any, codes: jax.Array) -> jax.Array:
+    return tokenizer.decode(codes)
