@@ -97,6 +97,13 @@ def pick(
     return categorical(keys, logits, index)
 
 
+def keep_known(
+    known: Integer[AnyArray, "*shape"] | None, codes: Integer[AnyArray, "*shape"]
+) -> Int[Array, "*shape"]:
+    """The known code wherever that is not -1, else the one in `codes`; None knows none."""
+    return jnp.asarray(codes) if known is None else jnp.where(known >= 0, known, codes)
+
+
 def categorical(
     keys: Shaped[AnyArray, " B"],
     logits: Float[AnyArray, "B V"],

@@ -4,15 +4,18 @@ Axes: B samples, L codes, T condition tokens, C width of text features.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, Integer, Shaped
 
 from llamagen_jax import seeds
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
+from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling import jacobi, plain, speculative
 from llamagen_jax.sampling.settings import SamplingSettings
 
@@ -28,6 +31,7 @@ def generate(
     settings: SamplingSettings | None = None,
     condition_mask: Bool[AnyArray, "B T"] | None = None,
     sample_ids: Integer[AnyArray, "B ..."] | list[int] | None = None,
+    known: Integer[AnyArray, "B L"] | None = None,
     draft: tuple[Llama, dict] | None = None,
     **fields,
 ) -> Int[Array, "B L"]:
@@ -45,6 +49,9 @@ def generate(
       condition_mask: bool [B, T], False at padding; None for no padding.
       sample_ids: whole numbers [B] from 0 to 2^64 - 1, or their `seeds.halves`; 0 ... B-1 by
         default. Samples of equal id and condition are equal.
+      known: int32 [B, L], codes that are kept as they are, and -1 where one is drawn. A code is
+        drawn with its own random key from the codes before it, known or drawn, row by row: those
+        known further on have no say in it. None draws all.
       draft: a small generator of the same codes with its parameters, for the speculative decoder.
       **fields: of `SamplingSettings`; `seed` must be given in either way.
 
@@ -52,8 +59,8 @@ def generate(
       int32 codes [B, L].
 
     Raises:
-      InputError: a sampling setting or a sample id is out of its range (the message names it), or
-        the draft is missing, not used or does not fit.
+      InputError: a sampling setting or a sample id is out of its range (the message names it), the
+        known codes are no codes of this model, or the draft is missing, not used or does not fit.
     """
     if settings is None:
         settings = SamplingSettings(**fields)
@@ -63,15 +70,29 @@ def generate(
     if sample_ids is None:
         sample_ids = jnp.arange(condition.shape[0])
     keys = sample_keys(settings.seed, sample_ids)
+    if known is not None:
+        known = _check_known(known, condition.shape[0], model.config)
     rows = model, params, condition, condition_mask, keys, settings
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     decoder = choose_decoder(settings, condition.shape[0], weights, draft is not None)
     if model.config.code_length == 1 or decoder == "plain":
-        return plain.decode(*rows)
+        return plain.decode(*rows, known)
     if decoder == "jacobi":
-        return jacobi.decode(*rows).codes
+        return jacobi.decode(*rows, known).codes
     assert draft is not None
-    return speculative.decode(*rows, draft).codes
+    return speculative.decode(*rows, draft, known).codes
+
+
+def _check_known(known: Any, num_samples: int, config: LlamaConfig) -> jax.Array:
+    """int32 [B, L]; values are checked where they are on the host."""
+    shape, vocabulary = (num_samples, config.code_length), config.vocab_size
+    if known.shape != shape:
+        raise InputError(f"known has shape {known.shape}; give codes of shape {shape}")
+    if isinstance(known, np.ndarray) and not np.all((known >= -1) & (known < vocabulary)):
+        raise InputError(
+            f"known must hold codes from 0 to {vocabulary - 1}, and -1 for those to draw"
+        )
+    return jnp.asarray(known, jnp.int32)
 
 
 def choose_decoder(

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Integer, Shaped
 
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Cache, Llama
@@ -33,14 +33,17 @@ def decode(
     condition_mask: Bool[AnyArray, "B T"] | None,
     keys: Shaped[AnyArray, " B"],
     settings: SamplingSettings,
+    known: Integer[AnyArray, "B L"] | None = None,
 ) -> Progress:
     """All codes, and the passes they took; arguments as of `plain.decode`."""
     program, numbers = draw.split_settings(settings, model.config)
-    return _decode(model, program, params, condition, condition_mask, keys, numbers)
+    return _decode(model, program, params, condition, condition_mask, keys, numbers, known)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(model, program: Program, params, condition, condition_mask, keys, numbers: Numbers):
+def _decode(
+    model, program: Program, params, condition, condition_mask, keys, numbers: Numbers, known
+):
     decoder, params = model.for_decoding(params)
     apply = functools.partial(decoder.apply, {"params": params})
     config, B = model.config, condition.shape[0]
@@ -53,7 +56,7 @@ def _decode(model, program: Program, params, condition, condition_mask, keys, nu
 
     cache = decoder.init_cache(2 * B if program.num_guided else B)
     logits, cache = draw.prefill(apply, cache, condition, condition_mask)
-    progress = windows.start(pick(keys, logits, jnp.zeros(B, int)), config.code_length)
+    progress = windows.start(pick(keys, logits, jnp.zeros(B, int)), config.code_length, known)
     return windows.repeat(step, progress, cache, program.num_guided)
 
 
@@ -75,7 +78,7 @@ def advance(
     places = windows.place(progress, width)
     progress, cache = windows.verify(score, pick, samples, progress, places, cache)
     codes = _copy_above(progress.codes, places[:, -1:] + 1, num_columns)
-    return progress._replace(codes=codes), cache
+    return progress._replace(codes=draw.keep_known(progress.known, codes)), cache
 
 
 def _copy_above(codes, first, num_columns: int):

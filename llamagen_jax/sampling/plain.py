@@ -7,7 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Int, Integer, Shaped
 
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
@@ -23,22 +23,26 @@ def decode(
     condition_mask: Bool[AnyArray, "B T"] | None,
     keys: Shaped[AnyArray, " B"],
     settings: SamplingSettings,
+    known: Integer[AnyArray, "B L"] | None = None,
 ) -> Int[Array, "B L"]:
     """Codes int32 [B, L]; arguments as of `generate`, with a random key per sample."""
     program, numbers = draw.split_settings(settings, model.config)
-    return _decode(model, program, params, condition, condition_mask, keys, numbers)
+    return _decode(model, program, params, condition, condition_mask, keys, numbers, known)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(model, program: Program, params, condition, condition_mask, keys, numbers: Numbers):
+def _decode(
+    model, program: Program, params, condition, condition_mask, keys, numbers: Numbers, known
+):
     decoder, params = model.for_decoding(params)
     apply = functools.partial(decoder.apply, {"params": params})
     B, T = condition.shape[0], model.config.condition_length
     num_guided = program.num_guided
     pick = functools.partial(draw.pick, program, numbers, keys)
 
-    def step(carry, index):
-        """Feeds code index - 1 and picks code `index`."""
+    def step(carry, place):
+        """Feeds the code before a place and picks its own."""
+        index, known_code = place
         codes, cache = carry
         rows = draw.num_rows(cache)
         branches = rows // B
@@ -46,23 +50,29 @@ def _decode(model, program: Program, params, condition, condition_mask, keys, nu
         positions = jnp.full((rows, 1), T + index - 1)
         mask = None if condition_mask is None else jnp.tile(condition_mask, (branches, 1))
         logits, cache = apply(x, positions, mask, cache, method="extend")
-        codes = pick(logits, jnp.full(B, index))
+        codes = draw.keep_known(known_code, pick(logits, jnp.full(B, index)))
         return (codes, cache), codes
 
     rows = 2 * B if num_guided else B
     first, *rest = _parts(decoder, params, rows, num_guided)
     cache = decoder.init_cache(rows, T + first)
     logits, cache = draw.prefill(apply, cache, condition, condition_mask)
-    codes = pick(logits, jnp.zeros(B, int))
+    known = None if known is None else known.T
+    codes = draw.keep_known(_at(known, 0), pick(logits, jnp.zeros(B, int)))
     drawn, start = [codes[None]], 1
     for stop in (first, *rest):
         cache = jax.tree.map(functools.partial(_grow, num_keys=T + stop), cache)
         if start >= num_guided:
             cache = jax.tree.map(lambda leaf: leaf[:B], cache)
-        (codes, cache), part = jax.lax.scan(step, (codes, cache), jnp.arange(start, stop))
+        places = jnp.arange(start, stop), _at(known, slice(start, stop))
+        (codes, cache), part = jax.lax.scan(step, (codes, cache), places)
         drawn.append(part)
         start = stop
     return jnp.concatenate(drawn).T
+
+
+def _at(known: jax.Array | None, places: int | slice) -> jax.Array | None:
+    return None if known is None else known[places]
 
 
 def _parts(decoder: Llama, params: dict, rows: int, num_guided: int) -> list[int]:

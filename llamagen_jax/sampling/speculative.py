@@ -11,7 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Integer, Shaped
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.layers import AnyArray
@@ -46,6 +46,7 @@ def decode(
     keys: Shaped[AnyArray, " B"],
     settings: SamplingSettings,
     draft: tuple[Llama, dict],
+    known: Integer[AnyArray, "B L"] | None = None,
 ) -> Progress:
     """All codes, and the passes of the model that they took; arguments as of `plain.decode`.
 
@@ -59,13 +60,14 @@ def decode(
     check_draft(model.config, draft_model.config)
     program, numbers = draw.split_settings(settings, model.config)
     models = model, draft_model
-    return _decode(
-        models, program, (params, draft_params), condition, condition_mask, keys, numbers
-    )
+    both = params, draft_params
+    return _decode(models, program, both, condition, condition_mask, keys, numbers, known)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(models, program: Program, params, condition, condition_mask, keys, numbers: Numbers):
+def _decode(
+    models, program: Program, params, condition, condition_mask, keys, numbers: Numbers, known
+):
     config, B = models[0].config, condition.shape[0]
     width = min(WINDOW, config.code_length - 1)
     pick = functools.partial(draw.pick, program, numbers)
@@ -95,7 +97,8 @@ def _decode(models, program: Program, params, condition, condition_mask, keys, n
             drawn = jnp.where(
                 place < progress.done, codes[rows, place], pick(keys, logits[:, 0], place)
             )
-            return (codes.at[rows, place].set(drawn), draft_cache), None
+            codes = draw.keep_known(known, codes.at[rows, place].set(drawn))
+            return (codes, draft_cache), None
 
         # The last guess also fills the draft's cache, for when all are right.
         (codes, draft_cache), _ = jax.lax.scan(guess, (progress.codes, draft_cache), places.T)
@@ -103,5 +106,5 @@ def _decode(models, program: Program, params, condition, condition_mask, keys, n
         progress, cache = windows.verify(score, pick, keys, progress, places, cache)
         return progress, (cache, draft_cache)
 
-    progress = windows.start(pick(keys, logits, jnp.zeros(B, int)), config.code_length)
+    progress = windows.start(pick(keys, logits, jnp.zeros(B, int)), config.code_length, known)
     return windows.repeat(step, progress, (cache, draft_cache), program.num_guided)

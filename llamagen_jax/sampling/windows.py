@@ -14,7 +14,7 @@ as well, and so on: by induction z_i = x_i for every i up to and including the f
 differs from z_i. Those are kept, at least one in each pass. However the guesses were made, and
 however often they were kept, what is returned is the plain decoder's sample itself, not another of
 the same distribution, except where a matrix product that rounds differently at another shape tips
-an almost exact tie.
+an almost exact tie. A code that is known takes the place of x_i, z_i and y_i, so it is kept.
 
 Axes: B samples, L codes, W codes of a window, T condition tokens, V vocabulary; rows as in `draw`.
 """
@@ -38,17 +38,21 @@ class Progress(NamedTuple):
       codes: int32 [B, L]; those after the first `done` are guesses.
       done: int32 [B], 1 to L.
       passes: int32 [B], passes of the model that the sample took, the prefill among them.
+      known: int32 [B, L], codes that are kept, -1 where one is drawn; None to draw all.
     """
 
     codes: Array
     done: Array
     passes: Array
+    known: Array | None = None
 
 
-def start(first: Integer[Array, " B"], length: int) -> Progress:
+def start(
+    first: Integer[Array, " B"], length: int, known: Integer[AnyArray, "B L"] | None = None
+) -> Progress:
     """After the prefill, which drew the first code; the guesses repeat it."""
-    codes = jnp.broadcast_to(first[:, None], (len(first), length))
-    return Progress(codes, jnp.ones_like(first), jnp.ones_like(first))
+    codes = draw.keep_known(known, jnp.broadcast_to(first[:, None], (len(first), length)))
+    return Progress(codes, jnp.ones_like(first), jnp.ones_like(first), known)
 
 
 def place(progress: Progress, width: int) -> Int[Array, "B W"]:
@@ -94,8 +98,10 @@ def verify(
     logits, cache = score(before, places, cache)
     flat = logits.reshape(-1, logits.shape[-1])
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, places.shape[1]), samples)
-    drawn = pick(repeated, flat, places.ravel())
-    return keep(progress, places, drawn.reshape(places.shape)), cache
+    drawn = pick(repeated, flat, places.ravel()).reshape(places.shape)
+    if progress.known is not None:
+        drawn = draw.keep_known(jnp.take_along_axis(progress.known, places, axis=1), drawn)
+    return keep(progress, places, drawn), cache
 
 
 def keep(
@@ -105,14 +111,15 @@ def keep(
 
     What was drawn after a wrong guess becomes the next guess there.
     """
-    codes, done, passes = progress
+    codes, done, passes, known = progress
     rows = jnp.arange(len(codes))[:, None]
     final = places < done[:, None]
     guesses = codes[rows, places]
     right = jnp.cumprod(final | (drawn == guesses), axis=1).sum(axis=1)
     end = jnp.minimum(places[:, 0] + right + 1, places[:, -1] + 1)
     codes = codes.at[rows, places].set(jnp.where(final, guesses, drawn))
-    return Progress(codes, end.astype(done.dtype), passes + (done < codes.shape[1]))
+    passes = passes + (done < codes.shape[1])
+    return Progress(codes, end.astype(done.dtype), passes, known)
 
 
 def repeat(step: Callable, progress: Progress, caches: Any, num_guided: int) -> Progress:

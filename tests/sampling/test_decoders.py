@@ -58,6 +58,37 @@ def test_samples_are_those_of_the_plain_decoder(model_and_params, draft, decoder
         np.testing.assert_array_equal(alone[0], expected[3])
 
 
+@pytest.fixture(scope="module")
+def known():
+    """Of 8 samples half of the codes, scattered: the first of some, the last of others."""
+    rng = np.random.default_rng(0)
+    return np.where(rng.random((8, 16)) < 0.5, rng.integers(0, 32, (8, 16)), -1)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "changes"),
+    [("jacobi", {"guidance_interval": 4}), ("speculative", {})],
+)
+def test_known_codes_in_every_decoder(model_and_params, draft, known, decoder, changes):
+    draw = functools.partial(
+        generate, *model_and_params, jnp.arange(8), known=known, **SETTINGS, **changes
+    )
+    expected = draw()
+    how = {"decoder": decoder, "draft": draft if decoder == "speculative" else None}
+    np.testing.assert_array_equal(draw(**how), expected)
+    np.testing.assert_array_equal(np.asarray(expected)[known >= 0], known[known >= 0])
+
+
+def test_known_codes_are_right_guesses(model_and_params, known):
+    """As many passes as it takes to look at them all."""
+    every = np.abs(known)
+    keys = sample_keys(0, jnp.arange(8))
+    arguments = (*model_and_params, jnp.arange(8), None, keys, SamplingSettings(**SETTINGS))
+    progress = jacobi.decode(*arguments, known=jnp.asarray(every))
+    np.testing.assert_array_equal(progress.codes, every)
+    np.testing.assert_array_equal(progress.passes, 1 + np.ceil(15 / jacobi.WINDOW))
+
+
 def test_text_conditions_with_padding():
     model, params = tiny.llama(tiny.TEXT_CONFIG)
     text = jax.random.normal(jax.random.key(0), (2, 5, 16))

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -152,6 +153,33 @@ def test_parameters_that_are_laid_out_give_the_same_codes(model_and_params):
     assert laid_out[0].for_decoding(laid_out[1])[1] is laid_out[1]
     codes = generate(*laid_out, LABELS, settings=settings)
     np.testing.assert_array_equal(codes, generate(model, params, LABELS, settings=settings))
+
+
+def test_known_codes_stay_and_the_others_are_drawn_after_them(model_and_params):
+    """Greedily, against the whole sequence again for every code."""
+    model, params = model_and_params
+    draw = functools.partial(generate, model, params, LABELS)
+    plain = np.asarray(draw(**SETTINGS))
+    np.testing.assert_array_equal(draw(known=np.full((8, 16), -1), **SETTINGS), plain)
+    np.testing.assert_array_equal(draw(known=plain, **(SETTINGS | {"seed": 6})), plain)
+    known = np.full((8, 16), -1)
+    known[:, [0, 5, 6, 15]] = np.random.default_rng(0).integers(0, 32, (8, 4))
+    codes = np.asarray(draw(known=known, seed=0, greedy=True))
+    logits = model.apply({"params": params}, codes, LABELS)
+    np.testing.assert_array_equal(codes, np.where(known >= 0, known, logits.argmax(-1)))
+    # Before the first that is known, nothing changes, and its key is that of its place.
+    later = np.where(np.arange(16) < 6, -1, (plain + 1) % 32)
+    np.testing.assert_array_equal(draw(known=later, **SETTINGS)[:, :6], plain[:, :6])
+
+
+def test_known_codes_that_are_none(model_and_params):
+    with pytest.raises(
+        InputError, match=r"known has shape \(8, 9\); give codes of shape \(8, 16\)"
+    ):
+        generate(*model_and_params, LABELS, seed=0, known=np.zeros((8, 9), int))
+    for code in (-2, 32):
+        with pytest.raises(InputError, match="known must hold codes from 0 to 31, and -1"):
+            generate(*model_and_params, LABELS, seed=0, known=np.full((8, 16), code))
 
 
 def test_filters_keep_ties_and_the_first_code_over_top_p():
