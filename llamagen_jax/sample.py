@@ -4,6 +4,7 @@ python sample.py --generator runs/c2i --labels 207 otter --count 8 --guidance-sc
 python sample.py --generator c2i_L_384.pt --tokenizer vq_ds16_c2i.pt --labels 207 --top-k 2000
 python sample.py --generator t2i_XL_stage2_512.pt --tokenizer vq_ds16_t2i.pt \\
     --text-encoder flan-t5-xl --prompts "a red fox in the snow" "a blue teapot" --count 4
+python sample.py --generator runs/c2i --labels otter --image photo.png --mask hole.png
 """
 
 import argparse
@@ -21,6 +22,7 @@ from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator, Samples, settings_for
 from llamagen_jax.images import captioned_grid, grid, save_png
+from llamagen_jax.inpainting import Edit, read_edit
 from llamagen_jax.interruption import told_kept
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.sample_folders import (
@@ -62,21 +64,24 @@ def run(args: argparse.Namespace) -> None:
     generator = ImageGenerator.open(args.generator, **models, draft=args.draft)
     is_text = generator.config.condition == "text"
     _check_condition(args, generator)
+    edit = _edit(args, generator)
     settings = generator.settings(**{name: getattr(args, name) for name in SETTINGS})
     subjects = np.array(prompts) if is_text else _labels(args.labels, generator)
     output = Path(args.output)
     suffix = output.suffix.lower()
     shown = told(settings)
     shown["generator"] = Path(args.generator).resolve().name
+    names = {"image": args.image, "mask": args.mask}
+    shown |= {option: Path(name).name for option, name in names.items() if name}
     check_layout(args.layout, suffix not in (".png", ".npz"), is_text, args.count)
     # Opened before the long work, so that a path that cannot be written is known at once.
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
         repeated = np.repeat(subjects, args.count)
         if suffix == ".png":
-            samples = _joined(_draw(args, generator, subjects, settings))
+            samples = _joined(_draw(args, generator, subjects, settings, edit))
             _write_grid(partial, samples.images, repeated, shown, args.columns or args.count)
         else:
-            parts = _kept(args, generator, subjects, settings, shown)
+            parts = _kept(args, generator, subjects, settings, edit, shown)
             _write(partial, args, parts, repeated, shown)
     if suffix != ".png":
         parts.remove()
@@ -105,14 +110,39 @@ def _labels(wanted: list[str] | None, generator: ImageGenerator) -> np.ndarray:
     return np.arange(generator.config.num_classes, dtype=np.int32)
 
 
+def _edit(args: argparse.Namespace, generator: ImageGenerator) -> Edit | None:
+    """What --image and --mask say; None where all is drawn."""
+    if args.image is None:
+        if args.mask is not None:
+            raise InputError("--mask is of an image: give --image too")
+        return None
+    if args.resize is not None:
+        raise InputError("--resize does not go with --image, whose pixels are kept as they are")
+    files = {"--image": args.image, "--mask": args.mask}
+    image, mask = (_read(option, name) if name else None for option, name in files.items())
+    assert image is not None
+    height, width = (side * generator.tokenizer.downsampling for side in generator.config.grid)
+    names = f"--image {args.image}", f"--mask {args.mask}"
+    return read_edit(image, mask, (height, width), names)
+
+
+def _read(option: str, name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise InputError(f"{option} {name} cannot be read: {error.strerror}") from error
+
+
 def _draw(
     args: argparse.Namespace,
     generator: ImageGenerator,
     subjects: np.ndarray,
     settings: SamplingSettings,
+    edit: Edit | None,
     start: int = 0,
 ) -> Iterator[Samples]:
     """Batches of the images from number `start` on."""
+    known = edit.known(generator.tokenizer) if edit else None
     total, is_text = len(subjects) * args.count, generator.config.condition == "text"
     sizes = {"count": args.count, "batch_size": args.batch_size, "size": args.resize}
     with tqdm(total=total, initial=start, desc="sampling", unit="image") as bar:
@@ -121,8 +151,10 @@ def _draw(
             if (first + len(chunk)) * args.count <= start:
                 continue
             conditions = generator.read(chunk.tolist()) if is_text else {"condition": chunk}
+            if known is not None:
+                conditions["known"] = np.tile(known, (len(chunk), 1))
             for part in generator.sample(conditions, settings, first=first, start=start, **sizes):
-                yield part
+                yield part._replace(images=edit.paste(part.images)) if edit else part
                 bar.update(len(part.codes))
 
 
@@ -131,17 +163,20 @@ def _kept(
     generator: ImageGenerator,
     subjects: np.ndarray,
     settings: SamplingSettings,
+    edit: Edit | None,
     shown: Mapping[str, Any],
 ) -> SampleParts:
     """All images on disk: those that this command drew before it was stopped, and the others."""
     weights = {"generator": generator.params, "tokenizer": to_state_dict(generator.tokenizer)}
     hashes = {f"weights of the {name}": weights_hash(params) for name, params in weights.items()}
     what = {"count": args.count, "size": args.resize, "labels or prompts": subjects.tolist()}
+    if edit:
+        what["image and mask"] = weights_hash(edit._asdict())
     parts = SampleParts(Path(args.output), {**shown, **what, **hashes})
     if parts.done:
         print(f"going on with image {parts.done} of {len(subjects) * args.count}")
     with told_kept(f"{parts.folder} keeps the images so far"):
-        for part in _draw(args, generator, subjects, settings, parts.done):
+        for part in _draw(args, generator, subjects, settings, edit, parts.done):
             parts.add(part)
     return parts
 
@@ -170,6 +205,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--count", type=commands.whole, default=1, help="images per label or prompt (1)"
+    )
+    edit = parser.add_argument_group(
+        "what to keep of an image",
+        "Codes are drawn row by row, from those above and to the left: they do not know what is "
+        "kept below or to the right of them.",
+    )
+    edit.add_argument(
+        "--image",
+        type=commands.path,
+        metavar="FILE",
+        help="to draw a part of; its other pixels are kept. Resized where only its size is another",
+    )
+    edit.add_argument(
+        "--mask",
+        type=commands.path,
+        metavar="FILE",
+        help="image of the same size, transparent where pixels are to be drawn or, where nothing "
+        "of it is transparent, white there (what is transparent in --image)",
     )
     how = parser.add_argument_group("how")
     add_settings(how)
