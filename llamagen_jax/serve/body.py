@@ -1,12 +1,13 @@
 """What a client may ask for: the body of OpenAI's image requests and our own fields beside.
 
-Source of the fields: github.com/openai/openai-python, `images.generate`.
+Source of the fields: github.com/openai/openai-python, `images.generate` and `images.edit`.
 """
 
 import json
 import math
 import secrets
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,6 +54,8 @@ class ImagesBody(BaseModel):
     """Body of POST /v1/images/generations; null stands for the default."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    # What the names of its events begin with.
+    event: ClassVar[str] = "image_generation"
 
     prompt: str | int
     model: str | None = None
@@ -81,6 +84,18 @@ class ImagesBody(BaseModel):
     decoder: Literal["plain", "jacobi", "auto"] | None = None
 
 
+class EditsBody(ImagesBody):
+    """Fields of POST /v1/images/edits beside its files."""
+
+    event = "image_edit"
+
+    # Of models that do not run here.
+    input_fidelity: str | None = None
+
+
+_Body = TypeVar("_Body", bound=ImagesBody)
+
+
 def parse(data: bytes) -> ImagesBody:
     """The body of a request; ApiError names the field that is wrong."""
     try:
@@ -90,13 +105,22 @@ def parse(data: bytes) -> ImagesBody:
         raise ApiError(400, message, code="invalid_json") from error
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    return _validated(ImagesBody, values)
+
+
+def parse_fields(fields: Mapping[str, str]) -> EditsBody:
+    """The fields of a form, numbers and the like as texts; errors as of `parse`."""
+    return _validated(EditsBody, fields, texts=True)
+
+
+def _validated(kind: type[_Body], values: Mapping[str, Any], texts: bool = False) -> _Body:
     for name in values:
-        if name not in ImagesBody.model_fields:
-            known = nearest(name, ImagesBody.model_fields)
+        if name not in kind.model_fields:
+            known = nearest(name, kind.model_fields)
             message = f"there is no field '{name}'; {known}"
             raise ApiError(400, message, param=name, code="unknown_parameter")
     try:
-        return ImagesBody(**values)
+        return kind.model_validate_strings(values) if texts else kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         param = str(first["loc"][0])

@@ -1,7 +1,7 @@
 """Draws the images of many requests at once: each enters when a slot is free and leaves when done.
 
 Threads work beside the callers': one draws codes, chunk after chunk, one turns the codes of images
-that are done, or partly done, into pixels, and one reads prompts.
+that are done, or partly done, into pixels, and one reads prompts and images to edit.
 
 Axes: L codes, H W pixels.
 """
@@ -24,6 +24,7 @@ from llamagen_jax import sharding
 from llamagen_jax.errors import InputError
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.images import to_uint8
+from llamagen_jax.inpainting import Edit
 from llamagen_jax.sampling import jacobi
 from llamagen_jax.sampling.generate import choose_decoder
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -180,10 +181,10 @@ class Engine:
             free = self._images.count(None)
             if self.num_waiting + len(images) > self.max_waiting + free:
                 raise FullError(self._seconds_until_free())
-            if ticket.condition:
-                self._waiting.extend(images)
-            else:
+            if self.encoder or request.edit:
                 self._reading.append(images)
+            else:
+                self._waiting.extend(images)
             self._changed.notify_all()
         return ticket
 
@@ -197,7 +198,7 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Images that wait for their prompt to be read, for a slot, or for their pixels."""
+        """Images that wait for what they are of to be read, for a slot, or for their pixels."""
         unread = sum(map(len, self._reading))
         finals = sum(partial is None for _, partial, _, _ in self._decoding)
         return unread + len(self._waiting) + finals
@@ -239,8 +240,12 @@ class Engine:
     def _warm_up(self) -> None:
         config = self.generator.config
         subject = "a word" if self.encoder else 0
-        ticket = Ticket(Request(subject, [SamplingSettings(seed=0)]), lambda picture: None)
-        image = _Image(ticket, 0, slots.sample_of(ticket.request.settings[0], 0, config))
+        codes = np.zeros(config.code_length, np.int32)
+        picture = max((self._pixels(codes, rows) for rows in self._row_counts()), key=len)
+        edit = Edit(picture, np.zeros(picture.shape[:2], bool))
+        request = Request(subject, [SamplingSettings(seed=0)], edit=edit)
+        ticket = Ticket(request, lambda picture: None)
+        image = _Image(ticket, 0, slots.sample_of(request.settings[0], 0, config))
         self._encode([ticket])
         size = 1
         while size < 2 * self.num_slots:
@@ -248,18 +253,16 @@ class Engine:
             size *= 2
         for size, guided in itertools.product(self._sizes, (True, False)):
             self._advance(1, guided, size)
-        for rows in self._row_counts():
-            self._pixels(np.zeros(config.code_length, np.int32), rows)
 
     def _read(self) -> None:
+        most = self.encoder.batch_size if self.encoder else 1
         while True:
             with self._changed:
                 while not self._stopping and not self._reading:
                     self._changed.wait()
-                if self._stopping or not self.encoder:
+                if self._stopping:
                     return
-                size = min(len(self._reading), self.encoder.batch_size)
-                read = list(itertools.islice(self._reading, size))
+                read = list(itertools.islice(self._reading, most))
             self._encode([images[0].ticket for images in read])
             with self._changed:
                 for images in read if self._reading else ():
@@ -268,13 +271,15 @@ class Engine:
                 self._changed.notify_all()
 
     def _encode(self, tickets: Sequence[Ticket]) -> None:
-        """Reads the prompts of tickets that have some, at most a batch of the text encoder."""
-        if not self.encoder:
-            return
-        prompts = [str(ticket.request.subject) for ticket in tickets]
-        read = encode_prompts(self.encoder, prompts)
-        for i, ticket in enumerate(tickets):
-            ticket.condition = {name: rows[i] for name, rows in read.items()}
+        """Reads the prompts of tickets, at most a batch of the text encoder, and their images."""
+        if self.encoder:
+            prompts = [str(ticket.request.subject) for ticket in tickets]
+            read = encode_prompts(self.encoder, prompts)
+            for i, ticket in enumerate(tickets):
+                ticket.condition = {name: rows[i] for name, rows in read.items()}
+        for ticket in tickets:
+            if edit := ticket.request.edit:
+                ticket.known = edit.known(self._tokenizer)
 
     def _draw(self) -> None:
         self._warm_up()
@@ -327,6 +332,8 @@ class Engine:
         assert conditions[0] is not None
         rows = {name: np.stack([c[name] for c in conditions if c]) for name in conditions[0]}
         samples = zip(*(image.sample for image in filled), strict=True)
+        nothing = np.full(self.generator.config.code_length, -1, np.int32)
+        known = [nothing if (k := image.ticket.known) is None else k for image in filled]
         self._slots = self._enter_slots(
             self.generator.model,
             self.generator.params,
@@ -335,6 +342,7 @@ class Engine:
             rows["condition"],
             rows.get("condition_mask"),
             slots.Samples(*map(np.concatenate, samples)),
+            np.stack(known),
         )
         for image in images:
             image.done = 1
@@ -395,6 +403,8 @@ class Engine:
                 begun = -(-done // columns)
                 enough = min(count for count in self._row_counts() if count >= begun)
                 picture = self._on_grey(self._pixels(codes, enough), done)
+            if edit := ticket.request.edit:
+                picture = edit.paste(picture)
             ticket.deliver(Picture(image.index, partial, picture))
 
     def _row_counts(self) -> set[int]:

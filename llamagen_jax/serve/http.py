@@ -3,11 +3,12 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import hmac
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,16 @@ from starlette.exceptions import HTTPException
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.images import encode
+from llamagen_jax.inpainting import Edit
 from llamagen_jax.sampling.options import SETTINGS, told
 from llamagen_jax.serve import body as bodies
-from llamagen_jax.serve import requests
+from llamagen_jax.serve import reading, requests
 from llamagen_jax.serve.body import ApiError, ImagesBody
 from llamagen_jax.serve.drawing import Drawing
 from llamagen_jax.serve.engine import Engine
 from llamagen_jax.serve.ray_serve import RayEngine
 from llamagen_jax.serve.requests import FullError, Picture, StoppedError
 
-_MAX_BODY_BYTES = 2**20
 _PAGE = Path(__file__).with_name("page")
 
 
@@ -100,7 +101,11 @@ def create_app(
 
     @app.post("/v1/images/generations", dependencies=guarded)
     async def generate(request: Request) -> Response:
-        return await service.generate(request)
+        return await service.answer(request, reading.read_images)
+
+    @app.post("/v1/images/edits", dependencies=guarded)
+    async def edit(request: Request) -> Response:
+        return await service.answer(request, service.read_edit)
 
     return app
 
@@ -129,6 +134,7 @@ class _Service:
     Attributes:
       name: of the model, the last part of the generator's path or name.
       size: of its images, as "WIDTHxHEIGHT".
+      read_edit: `reading.read_edit` for this size.
       about: the model's entry in /v1/models.
       registry: of its metrics.
     """
@@ -139,6 +145,7 @@ class _Service:
         generator = engine.generator
         rows, columns = (side * generator.tokenizer.downsampling for side in generator.config.grid)
         self.name, self.size = Path(generator.name).name, f"{columns}x{rows}"
+        self.read_edit = functools.partial(reading.read_edit, size=(rows, columns))
         defaults = generator.settings(seed=0)
         self.about = {
             "id": self.name,
@@ -165,12 +172,21 @@ class _Service:
             registry=self.registry,
         )
 
-    async def generate(self, request: Request) -> Response:
+    async def answer(
+        self,
+        request: Request,
+        read: Callable[[Request], Awaitable[tuple[ImagesBody, Edit | None]]],
+    ) -> Response:
+        """Images in one answer or as a stream of events.
+
+        Args:
+          read: what is asked for, of `reading`.
+        """
         start = time.monotonic()
         body = None
         try:
-            body = bodies.parse(await _read_body(request))
-            drawing = self._submit(body)
+            body, edit = await read(request)
+            drawing = self._submit(body, edit)
             pictures = self._pictures(request, drawing, start)
             if body.stream:
                 return StreamingResponse(
@@ -195,7 +211,7 @@ class _Service:
             }
         )
 
-    def _submit(self, body: ImagesBody) -> Drawing:
+    def _submit(self, body: ImagesBody, edit: Edit | None) -> Drawing:
         """Has the engine draw what a body asks for; ApiError where it does not."""
         generator = self._engine.generator
         bodies.check_model(body.model, self.name)
@@ -206,6 +222,7 @@ class _Service:
             settings,
             bodies.partial_at(body, generator.config.grid),
             skip=bool(body.partial_rows),
+            edit=edit,
         )
         with _as_answers():
             return Drawing(self._engine.submit, request)
@@ -239,7 +256,7 @@ class _Service:
                 whole = picture.partial is None
                 kind = "completed" if whole else "partial_image"
                 event = {
-                    "type": f"image_generation.{kind}",
+                    "type": f"{body.event}.{kind}",
                     "created_at": int(time.time()),
                     "image_index": picture.index,
                     **self._described(body),
@@ -264,6 +281,8 @@ class _Service:
         settings, format = wanted.settings[picture.index], body.output_format or "png"
         kind = "prompt" if isinstance(wanted.subject, str) else "label"
         metadata = {kind: wanted.subject, **told(settings), "generator": self.name}
+        if wanted.edit:
+            metadata["image"] = "as it was sent, where it was not masked"
         quality = 100 if body.output_compression is None else body.output_compression
         data = encode(picture.image, format, metadata, quality)
         text = base64.b64encode(data).decode()
@@ -323,20 +342,6 @@ class _EngineMetrics:
             *(GaugeMetricFamily(name, *about) for name, about in gauges.items()),
             *(CounterMetricFamily(name, *about) for name, about in counters.items()),
         ]
-
-
-async def _read_body(request: Request) -> bytes:
-    # Other types may be sent by any page that a browser shows, without asking this server first.
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "send Content-Type: application/json", code="invalid_content_type")
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > _MAX_BODY_BYTES:
-            message = f"the body has more than {_MAX_BODY_BYTES} bytes"
-            raise ApiError(413, message, code="body_too_large")
-    return bytes(data)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """What an engine is asked for, and what it answers.
 
-Axes: T condition tokens, C width of text features, H W pixels.
+Axes: L codes, T condition tokens, C width of text features, H W pixels.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from llamagen_jax.inpainting import Edit
 from llamagen_jax.sampling.settings import SamplingSettings
 
 
@@ -55,12 +56,14 @@ class Request:
       settings: of each image, whose sample id is 0.
       partial_at: after how many codes a partial picture is wanted, ascending.
       skip: whether a partial picture is left out where a later one of the image is there already.
+      edit: what is kept of an image of the generator's size; None to draw all.
     """
 
     subject: int | str
     settings: Sequence[SamplingSettings]
     partial_at: Sequence[int] = ()
     skip: bool = False
+    edit: Edit | None = None
 
 
 class Ticket:
@@ -69,12 +72,15 @@ class Ticket:
     Attributes:
       condition: what `generate` takes for one sample: "condition", an int label [] or text features
         [T, C], and for text "condition_mask", bool [T]; None until the prompt is read.
+      known: what `generate` takes for one sample, int32 [L]; None where all is drawn, and until the
+        image is read.
     """
 
     def __init__(self, request: Request, deliver: Deliver):
         self.request, self.deliver = request, deliver
         self.cancelled = False
         self.condition: dict[str, np.ndarray] | None = None
+        self.known: np.ndarray | None = None
         if not isinstance(request.subject, str):
             self.condition = {"condition": np.array(request.subject, np.int32)}
 

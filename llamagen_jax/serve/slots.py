@@ -51,7 +51,7 @@ class Slots(NamedTuple):
     """The state of all slots; one that is free holds a sample that nobody waits for.
 
     Attributes:
-      progress: codes [S, L] and how many of each are done.
+      progress: codes [S, L], how many of each are done, and which are known.
       cache: of 2S rows.
       condition_mask: bool [S, T], False at padding; None for a condition without padding.
       samples: [S].
@@ -83,13 +83,15 @@ def empty(model: Llama, num_slots: int) -> Slots:
     # No weak type, which would make these other arguments than those that `enter` returns.
     done = jnp.full(num_slots, config.code_length, jnp.int32)
     codes = jnp.zeros((num_slots, config.code_length), jnp.int32)
+    known = jnp.full_like(codes, -1)
     mask = None
     if config.condition == "text":
         mask = jnp.ones((num_slots, config.condition_length), bool)
     with jax.ensure_compile_time_eval():
         sample = _with_keys(sample_of(SamplingSettings(seed=0), 0, config))
     samples = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_slots), sample)
-    return Slots(Progress(codes, done, done), model.init_cache(2 * num_slots), mask, samples)
+    progress = Progress(codes, done, done, known)
+    return Slots(progress, model.init_cache(2 * num_slots), mask, samples)
 
 
 def _with_keys(samples: Samples) -> Samples:
@@ -104,19 +106,24 @@ def enter(
     condition: Shaped[AnyArray, "P ..."],
     condition_mask: Bool[AnyArray, "P T"] | None,
     samples: Samples,
+    known: Int[AnyArray, "P L"] | None = None,
 ) -> Slots:
     """Prefills new samples, draws their first code, and puts them in the slots `places`.
 
     Args:
       places: different numbers of slots; a sample whose place is S or more goes nowhere.
       samples: [P], of `sample_of`.
+      known: of `generate`.
     """
     samples = _with_keys(samples)
     P, S = len(places), len(slots.progress.done)
     apply = functools.partial(model.apply, {"params": params})
     cache = model.init_cache(2 * P, model.config.condition_length)
     logits, cache = draw.prefill(apply, cache, condition, condition_mask)
-    first = pick(samples, logits, jnp.zeros(P, int))
+    if known is None:
+        known = jnp.full((P, model.config.code_length), -1, jnp.int32)
+    first = draw.keep_known(known[:, 0], pick(samples, logits, jnp.zeros(P, int)))
+    progress = windows.start(first, model.config.code_length, known)
 
     def put(old, new):
         return old.at[places].set(new, mode="drop")
@@ -130,7 +137,7 @@ def enter(
 
     mask = slots.condition_mask
     return Slots(
-        jax.tree.map(put, slots.progress, windows.start(first, model.config.code_length)),
+        jax.tree.map(put, slots.progress, progress),
         jax.tree.map(put_keys, slots.cache, cache),
         None if mask is None else put(mask, condition_mask),
         jax.tree.map(put, slots.samples, samples),

@@ -1,3 +1,4 @@
+import dataclasses
 import queue
 
 import jax
@@ -7,6 +8,7 @@ import tiny
 
 from llamagen_jax import sharding
 from llamagen_jax.generation import ImageGenerator, generate_images
+from llamagen_jax.inpainting import Edit
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.serve import slots
 from llamagen_jax.serve.engine import Engine
@@ -75,6 +77,54 @@ def test_images_do_not_depend_on_their_company(engine):
     drawn = dict(client.next() for _ in asked)
     for number, (label, settings) in asked.items():
         np.testing.assert_array_equal(drawn[number].image, expected(engine, label, settings))
+
+
+def edits(count: int) -> list[Edit]:
+    """Random pictures, each with another square masked."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+    made = [Edit(picture, np.zeros((32, 32), bool)) for picture in pictures]
+    for edit in made:
+        top, left = rng.integers(0, 20, 2)
+        edit.mask[top : top + 12, left : left + 12] = True
+    return made
+
+
+def expected_edit(engine: Engine, label: int, settings: SamplingSettings, edit: Edit):
+    generator = engine.generator
+    known = edit.known(generator.tokenizer)[None]
+    assert 0 < np.sum(known >= 0) < 16
+    weights = generator.model, generator.params, generator.tokenizer
+    labels = np.array([label])
+    samples = generate_images(*weights, labels, settings, sample_ids=[0], known=known)
+    return edit.paste(samples.images[0])
+
+
+@pytest.mark.parametrize("decoder", ["plain", "jacobi"])
+def test_edits_do_not_depend_on_their_company(engine, decoder):
+    """Among images that are drawn whole, so that a slot holds one kind after the other."""
+    client, asked = Client(engine), {}
+    for number, edit in enumerate(edits(8)):
+        settings = SamplingSettings(seed=number, guidance_scale=2.0)
+        asked[number] = settings, edit
+        settings = dataclasses.replace(settings, decoder=decoder)
+        client.submit(number, Request(number, [settings], edit=edit))
+        client.submit(f"whole {number}", Request(number, [settings]))
+    drawn = dict(client.next() for _ in range(16))
+    for label, (settings, edit) in asked.items():
+        image = expected_edit(engine, label, settings, edit)
+        np.testing.assert_array_equal(drawn[label].image, image)
+        whole = drawn[f"whole {label}"].image
+        np.testing.assert_array_equal(whole, expected(engine, label, settings))
+
+
+def test_partial_pictures_of_an_edit_show_what_is_kept(engine):
+    client, edit = Client(engine), edits(1)[0]
+    client.submit("", Request(1, [SETTINGS[0]], partial_at=(1,), edit=edit))
+    partial, whole = client.next()[1].image, client.next()[1].image
+    np.testing.assert_array_equal(partial[~edit.mask], edit.image[~edit.mask])
+    np.testing.assert_array_equal(whole, expected_edit(engine, 1, SETTINGS[0], edit))
+    assert np.any(partial != whole)
 
 
 def test_windows_draw_the_same_images(engine):

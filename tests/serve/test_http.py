@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.generation import ImageGenerator, generate_images
+from llamagen_jax.inpainting import read_edit
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.serve import __main__ as command
 from llamagen_jax.serve import http as served
@@ -30,6 +31,7 @@ from llamagen_jax.weights import export
 
 openai = pytest.importorskip("openai")
 ROUTE = "/v1/images/generations"
+EDITS = "/v1/images/edits"
 JSON = {"content-type": "application/json"}
 
 
@@ -61,7 +63,7 @@ def pixels(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
-def drawn(engine: Engine, label: int, **fields) -> np.ndarray:
+def drawn(engine: Engine, label: int, *, known=None, **fields) -> np.ndarray:
     generator = engine.generator
     samples = generate_images(
         generator.model,
@@ -70,6 +72,7 @@ def drawn(engine: Engine, label: int, **fields) -> np.ndarray:
         np.array([label]),
         generator.settings(**fields),
         sample_ids=[0],
+        known=known,
     )
     return samples.images[0]
 
@@ -216,6 +219,108 @@ def test_broken_bodies(address, data, status):
     answer = httpx.post(f"{address}{ROUTE}", content=data, headers=JSON, timeout=60)
     assert answer.status_code == status
     assert "message" in answer.json()["error"]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+HOLE = np.kron([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]], np.ones((8, 8))) > 0
+# As OpenAI's masks, transparent where the image is edited.
+FILES = {
+    "image": png(PICTURE),
+    "mask": png(np.dstack([PICTURE, np.where(HOLE, 0, 255)]).astype("u1")),
+}
+
+
+def test_edits(engine, client):
+    edit = read_edit(FILES["image"], FILES["mask"], (32, 32))
+    np.testing.assert_array_equal(edit.mask, HOLE)
+    known = edit.known(engine.generator.tokenizer)[None]
+    fields = {"seed": 7, "guidance_scale": 2.0, "top_k": 20}
+    expected = [
+        edit.paste(drawn(engine, 3, known=known, **(fields | {"seed": seed}))) for seed in (7, 8)
+    ]
+    assert not np.array_equal(*expected)
+    body = {**fields, "decoder": "jacobi"}
+    answer = client.images.edit(**FILES, prompt="3", n=2, size="32x32", extra_body=body)
+    for image, pixels_ in zip(answer.data, expected, strict=True):
+        np.testing.assert_array_equal(pixels(image.b64_json), pixels_)
+    assert answer.usage.output_tokens == 2 * 16
+    # The mask may be in the image, and that in a list.
+    answer = client.images.edit(image=[FILES["mask"]], prompt="3", extra_body=fields)
+    np.testing.assert_array_equal(pixels(answer.data[0].b64_json), expected[0])
+    stream = client.images.edit(
+        **FILES, prompt="3", stream=True, partial_images=1, input_fidelity="high", extra_body=fields
+    )
+    partial, whole = stream
+    assert (partial.type, whole.type) == ("image_edit.partial_image", "image_edit.completed")
+    np.testing.assert_array_equal(pixels(whole.b64_json), expected[0])
+    np.testing.assert_array_equal(pixels(partial.b64_json)[~HOLE], PICTURE[~HOLE])
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "message"),
+    [
+        ({"image": None}, "image", "the image is missing"),
+        ({"image": b"PNG"}, "image", "image: no image that can be read"),
+        ({"image": FILES["image"][:200]}, "image", "image: no image that can be read"),
+        (
+            {"image": png(PICTURE[:16])},
+            "image",
+            "32x16 px have another aspect ratio than the 32x32",
+        ),
+        ({"image[]": FILES["image"]}, "image", "there is more than one 'image'"),
+        ({"mask": None}, "image", "image: nothing is transparent: give a mask"),
+        ({"mask": b""}, "mask", "mask: no image that can be read"),
+        ({"mask": png(HOLE[:16])}, "mask", "mask: 32x16 px are not the image's 32x32 px"),
+        ({"mask": png(~np.ones_like(HOLE))}, "mask", "mask: masks nothing"),
+        ({"mask": "a text"}, "mask", "'mask' must be a file"),
+        ({"prompt": png(PICTURE)}, "prompt", "'prompt' is no file"),
+        ({"prompt": None}, "prompt", "prompt: Field required"),
+        ({"n": "11"}, "n", "n must be from 1 to 10"),
+        ({"n": "one"}, "n", "n: Input should be a valid integer"),
+        ({"size": "64x64"}, "size", "makes images of 32x32"),
+        ({"temperature": "nan"}, "temperature", "temperature=nan must be finite"),
+        ({"markup": "x"}, "markup", "there is no field 'markup'"),
+    ],
+    ids=range(17),
+)
+def test_bad_forms_are_told_in_a_line(address, changes, param, message):
+    given = {
+        name: value
+        for name, value in ({"prompt": "3"} | FILES | changes).items()
+        if value is not None
+    }
+    # A text is a part without the name of a file.
+    parts = [
+        (name, (name if isinstance(value, bytes) else None, value)) for name, value in given.items()
+    ]
+    answer = httpx.post(f"{address}{EDITS}", files=parts, timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+def test_broken_forms(address):
+    def post(content: bytes, kind: str = "multipart/form-data; boundary=x", **headers):
+        sent = {"content-type": kind, **headers}
+        answer = httpx.post(f"{address}{EDITS}", content=content, headers=sent, timeout=60)
+        assert answer.json()["error"]["message"]
+        return answer.status_code
+
+    part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
+    assert post(b"", "multipart/form-data") == 400
+    assert post(b"nothing of the kind") == 400
+    assert post(part + b"no end") == 400
+    assert post(b"--x\r\n\r\nno name\r\n--x--") == 400
+    assert post(part + b"0" * 2**24) == 413
+    assert post(b"{}", "application/json") == 415
+    assert post(part, **{"sec-fetch-site": "cross-site"}) == 403
 
 
 class _Instant:
