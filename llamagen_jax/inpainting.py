@@ -1,10 +1,10 @@
-"""Images of which a part is drawn anew: inside of them, or around them where they have a border.
+"""Images of which a part is drawn anew: inpainting and, where that is a border, outpainting.
 
 Axes: B batch, H W pixels, h w code grid, L codes.
 """
 
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ class Edit(NamedTuple):
         drawn = self.mask.reshape(h, side, w, side).any(axis=(1, 3)).ravel()
         if drawn.all():
             return np.full(h * w, -1, np.int32)
-        nearest = ndimage.distance_transform_edt(
+        nearest: Any = ndimage.distance_transform_edt(
             self.mask, return_distances=False, return_indices=True
         )
         codes = _encode(tokenizer, self.image[tuple(nearest)])

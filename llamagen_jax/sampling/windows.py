@@ -44,7 +44,7 @@ class Progress(NamedTuple):
     codes: Array
     done: Array
     passes: Array
-    known: Array | None = None
+    known: AnyArray | None = None
 
 
 def start(
