@@ -4,6 +4,7 @@ Axes: B batch, L codes, T condition tokens, S = T + L positions, Q queried posit
 H heads, K key-value heads, Dh head width, N layers, V vocabulary.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -77,6 +78,7 @@ class Llama(nn.Module):
       remat: what layers keep for the backward pass: "none" recomputes nothing, "dots" keeps the
         outputs of the projections, "full" the layers' inputs alone.
       weights: one of `WEIGHTS`; "int8" is for parameters of `for_decoding`, and for these alone.
+      position_grid: of `for_grid`; None where the model is trained for its grid.
     """
 
     config: LlamaConfig
@@ -84,6 +86,7 @@ class Llama(nn.Module):
     attention: str = "xla"
     remat: str = "none"
     weights: str = "float"
+    position_grid: tuple[int, int] | None = None
 
     def setup(self):
         c = self.config
@@ -151,7 +154,8 @@ class Llama(nn.Module):
         drop: Bool[AnyArray, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Condition tokens [B, T, D]; `drop`, bool [B], puts the null condition in its place."""
-        return self.condition_embedding(condition, condition_mask, drop)
+        grid = self.position_grid or self.config.grid
+        return self.condition_embedding(condition, condition_mask, drop, grid)
 
     def embed_codes(self, codes: Integer[AnyArray, "B Q"]) -> Float[Array, "B Q D"]:
         """Codes, int [B, Q], to embeddings [B, Q, D] in the compute dtype."""
@@ -185,6 +189,7 @@ class Llama(nn.Module):
         table = rope_table(
             c.grid,
             c.head_dim,
+            position_grid=self.position_grid,
             base=c.rope_base,
             condition_length=c.condition_length,
             condition_rope=c.condition_rope,
@@ -219,6 +224,26 @@ class Llama(nn.Module):
         x, filled = self.transform(x, positions, condition_mask, cache)
         assert filled is not None
         return self.logits(x[:, -1]), filled
+
+    def for_grid(self, grid: tuple[int, int], *, extrapolate: bool = False) -> "Llama":
+        """The model that draws another grid of codes with the same parameters.
+
+        Args:
+          grid: rows and columns.
+          extrapolate: let a grid that the model is not trained for take the positions and the size
+            of the trained one that is nearest in aspect ratio: positions are scaled to span its
+            rows and columns (arXiv 2306.15595). Images are then worse than those of trained grids.
+
+        Raises:
+          InputError: the model is not trained for the grid, and is not to extrapolate.
+        """
+        position_grid = None
+        if extrapolate and grid not in self.config.trained_grids:
+            position_grid = self.config.nearest_grid(grid)
+        else:
+            self.config.size_index(grid)
+        config = dataclasses.replace(self.config, grid_size=grid)
+        return self.clone(config=config, position_grid=position_grid)
 
     def for_decoding(self, params: dict, weights: str = "float") -> tuple["Llama", dict]:
         """The same model and parameters, laid out so that a decoding step reads each weight once.

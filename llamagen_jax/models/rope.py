@@ -14,6 +14,7 @@ def rope_table(
     grid: tuple[int, int],
     head_dim: int,
     *,
+    position_grid: tuple[int, int] | None = None,
     base: float,
     condition_length: int,
     condition_rope: str,
@@ -26,13 +27,16 @@ def rope_table(
     Args:
       grid: rows and columns of the codes, which are read row by row.
       head_dim: Dh.
+      position_grid: rows and columns that the codes' positions are scaled to span (position
+        interpolation, arXiv 2306.15595); None for their own.
       base: of the frequencies.
       condition_length: T, positions that come before the codes.
       condition_rope: of those, "zero" for (0, 0) as in the original or "identity" for (1, 0).
     """
     half = head_dim // 2
     frequencies = base ** (-np.arange(0, half, 2) / half)
-    row, column = np.indices(grid).reshape(2, -1)
+    scale = np.divide(position_grid or grid, grid)
+    row, column = np.indices(grid).reshape(2, -1) * scale[:, None]
     angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1)
     codes = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     condition = np.zeros((condition_length, half, 2))
