@@ -213,7 +213,8 @@ class GeneratorTraining(TrainConfig):
         captions while training; only then, and by sample.py, it is opened. "" for labels, or
         without checking that features are its.
       sample: settings of the sample images.
-      evaluate: FID, sFID and Inception Score of samples with the settings `sample`.
+      evaluate: FID, sFID and Inception Score of samples with the settings `sample`, on the grid
+        `model.grid_size`.
       accumulation_steps: parts of a batch whose gradients are computed one after another, for
         batches that do not fit in memory at once.
       attention: of `models.attention.choose`.
@@ -232,6 +233,17 @@ class GeneratorTraining(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.model.grids and self.model.grid not in self.model.grids:
+            raise ValueError(
+                f"model.grid_size={self.model.grid_size} must be one of model.grids="
+                f"{self.model.grids}"
+            )
+        rows, columns = self.model.grid
+        if self.evaluate.every and rows != columns:
+            raise ValueError(
+                f"evaluate.every needs square images: set model.grid_size={self.model.grid_size} "
+                "to a square one of model.grids"
+            )
         if self.evaluate.every and not self.tokenizer:
             raise ValueError("evaluate.every needs tokenizer, which turns codes into images")
         if self.evaluate.every and self.model.condition == "text" and not self.data.eval:

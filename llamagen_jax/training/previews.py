@@ -6,7 +6,7 @@ import numpy as np
 from llamagen_jax import sharding
 from llamagen_jax.generation import generate_images
 from llamagen_jax.image_tokenizer import ImageTokenizer
-from llamagen_jax.images import from_uint8, to_uint8
+from llamagen_jax.images import from_uint8, on_one_size, to_uint8
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -28,19 +28,30 @@ def reconstructions(model: VQGAN, params: dict, batch: dict) -> np.ndarray:
 def samples(
     config: GeneratorTraining, tokenizer: ImageTokenizer, params: dict, batch: dict
 ) -> np.ndarray:
-    """Samples of the first classes, or of the first captions of the batch; a row for each."""
+    """Samples of the first classes, or of the first captions of the batch; a row for each.
+
+    They take turns at the grids that the model is trained for, all in cells of one size.
+    """
     model = Llama(config.model)
     if model.config.condition == "class":
         labels = np.arange(min(model.config.num_classes, _ROWS), dtype=np.int32)
         condition, mask = labels, None
     else:
         condition, mask = (sharding.fetch(batch[name])[:_ROWS] for name in ("features", "mask"))
-    _, images = generate_images(
-        model,
-        params,
-        tokenizer,
-        np.repeat(condition, _COLUMNS, axis=0),
-        SamplingSettings(config.seed, config.sample.guidance_scale, top_k=config.sample.top_k),
-        condition_mask=None if mask is None else np.repeat(mask, _COLUMNS, axis=0),
+    grids = model.config.trained_grids
+    columns = -(-_COLUMNS // len(grids))
+    settings = SamplingSettings(
+        config.seed, config.sample.guidance_scale, top_k=config.sample.top_k
     )
-    return images.reshape(-1, _COLUMNS, *images.shape[1:])
+    of_grids = []
+    for grid in grids:
+        _, images = generate_images(
+            model.for_grid(grid),
+            params,
+            tokenizer,
+            np.repeat(condition, columns, axis=0),
+            settings,
+            condition_mask=None if mask is None else np.repeat(mask, columns, axis=0),
+        )
+        of_grids.append(images.reshape(-1, columns, *images.shape[1:]))
+    return np.concatenate(on_one_size(of_grids), axis=1)
