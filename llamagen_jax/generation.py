@@ -140,10 +140,10 @@ class ImageGenerator:
         return self.model.config
 
     @property
-    def sizes(self) -> tuple[str, ...]:
-        """All sizes that the model is trained for, as WIDTHxHEIGHT in pixels; its own first."""
-        grids = dict.fromkeys((self.config.grid, *self.config.trained_grids))
-        return tuple(self.told_size(grid) for grid in grids)
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Grids that the model is trained for by their WIDTHxHEIGHT in pixels; its own first."""
+        grids = (self.config.grid, *self.config.trained_grids)
+        return {self.told_size(grid): grid for grid in grids}
 
     def told_size(self, grid: tuple[int, int]) -> str:
         """WIDTHxHEIGHT in pixels of the images of a grid."""

@@ -42,6 +42,7 @@ CONFIGS = (
 LIKE_ANOTHER = (
     "c2i.py:3B-384",
     "t2i.py:stage2",
+    "t2i.py:aspects",
     "t2i.py:scenes-stage2",
     "t2i.py:scenes-aspects",
     "vqgan.py:VQ-8",

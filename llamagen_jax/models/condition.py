@@ -6,7 +6,7 @@ Axes: B batch, T condition tokens, D width.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from llamagen_jax.models.layers import AnyArray, dense, normal_init
 from llamagen_jax.models.llama_config import LlamaConfig
@@ -28,14 +28,14 @@ class ConditionEmbedding(nn.Module):
         condition: Shaped[AnyArray, "B ..."],
         condition_mask: Bool[AnyArray, "B T"] | None,
         drop: Bool[AnyArray, " B"] | None,
-        grid: tuple[int, int],
+        size: Integer[AnyArray, " B"] | int | None,
     ) -> Float[Array, "B T D"]:
         c = self.config
         tokens = self._tokens(condition, condition_mask, drop)
-        if not c.grids:
+        if size is None:
             return tokens
         sizes = self.param("sizes", nn.initializers.zeros, (len(c.grids), c.dim))
-        return tokens + sizes[c.size_index(grid)].astype(c.dtype)
+        return tokens + sizes[jnp.atleast_1d(size), None].astype(c.dtype)
 
     def _tokens(self, condition, condition_mask, drop):
         c = self.config

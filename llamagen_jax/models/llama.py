@@ -25,7 +25,7 @@ from llamagen_jax.models.attention import (
 from llamagen_jax.models.condition import ConditionEmbedding
 from llamagen_jax.models.layers import AnyArray, RMSNorm, dense, normal_init, split_batch
 from llamagen_jax.models.llama_config import LlamaConfig
-from llamagen_jax.models.rope import rope_table, rotate
+from llamagen_jax.models.rope import rope_table, rotate, stack_tables
 
 # What the matrices of the layers and of the output are of.
 WEIGHTS = ("float", "int8")
@@ -152,10 +152,16 @@ class Llama(nn.Module):
         condition: Shaped[AnyArray, "B ..."],
         condition_mask: Bool[AnyArray, "B T"] | None = None,
         drop: Bool[AnyArray, " B"] | None = None,
+        sizes: Integer[AnyArray, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Condition tokens [B, T, D]; `drop`, bool [B], puts the null condition in its place."""
-        grid = self.position_grid or self.config.grid
-        return self.condition_embedding(condition, condition_mask, drop, grid)
+        """Condition tokens [B, T, D]; `drop`, bool [B], puts the null condition in its place.
+
+        `sizes` is that of `transform`.
+        """
+        c, size = self.config, sizes
+        if c.grids and sizes is None:
+            size = c.size_index(self.position_grid or c.grid)
+        return self.condition_embedding(condition, condition_mask, drop, size)
 
     def embed_codes(self, codes: Integer[AnyArray, "B Q"]) -> Float[Array, "B Q D"]:
         """Codes, int [B, Q], to embeddings [B, Q, D] in the compute dtype."""
@@ -168,6 +174,7 @@ class Llama(nn.Module):
         condition_mask: Bool[AnyArray, "B T"] | None = None,
         cache: Cache | None = None,
         train: bool = False,
+        sizes: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], Cache | None]:
         """Runs the layers on Q positions.
 
@@ -179,6 +186,8 @@ class Llama(nn.Module):
           cache: keys and values of earlier positions from `init_cache`, or None. Only what it has
             room for is attended to, and read.
           train: apply dropout.
+          sizes: int [B], which of `config.trained_grids` each row's codes are on; None for the grid
+            of the model.
 
         Returns:
           [B, Q, D] before the last norm, and the cache with these positions filled in.
@@ -186,16 +195,13 @@ class Llama(nn.Module):
         c = self.config
         num_keys = x.shape[1] if cache is None else jax.tree.leaves(cache)[0].shape[-2]
         valid = key_validity(condition_mask, num_keys)
-        table = rope_table(
-            c.grid,
-            c.head_dim,
-            position_grid=self.position_grid,
-            base=c.rope_base,
-            condition_length=c.condition_length,
-            condition_rope=c.condition_rope,
-        )
+        if sizes is None:
+            cos_sin = self._rope_table(c.grid, self.position_grid)[positions]
+        else:
+            tables = stack_tables(map(self._rope_table, c.trained_grids))
+            cos_sin = tables[sizes[:, None], positions]
         mask = None if cache is None else attention_mask(positions, num_keys, valid)
-        queries = Queries(positions, table[positions], valid, mask)
+        queries = Queries(positions, cos_sin, valid, mask)
         rates = np.linspace(0, c.drop_path, c.n_layers, dtype=np.float32)
         if self.scan_layers:
             return self.layers(x, rates, cache, queries, train)
@@ -204,6 +210,17 @@ class Llama(nn.Module):
             x, layer_cache = layer(x, rates[i], cache and cache[i], queries, train)
             new_cache.append(layer_cache)
         return x, None if cache is None else new_cache
+
+    def _rope_table(self, grid, position_grid=None):
+        c = self.config
+        return rope_table(
+            grid,
+            c.head_dim,
+            position_grid=position_grid,
+            base=c.rope_base,
+            condition_length=c.condition_length,
+            condition_rope=c.condition_rope,
+        )
 
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Final norm and output layer: [..., D] to float32 [..., V]."""
@@ -219,9 +236,10 @@ class Llama(nn.Module):
         positions: Integer[AnyArray, "#B Q"],
         condition_mask: Bool[AnyArray, "B T"] | None,
         cache: Cache,
+        sizes: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """`transform`, then the logits [B, V] of the last position; also returns the cache."""
-        x, filled = self.transform(x, positions, condition_mask, cache)
+        x, filled = self.transform(x, positions, condition_mask, cache, sizes=sizes)
         assert filled is not None
         return self.logits(x[:, -1]), filled
 

@@ -1,7 +1,9 @@
 """Rotary positions in two dimensions.
 
-Axes: B batch, Q queried positions, S = T + L positions, H heads, Dh head width.
+Axes: B batch, Q queried positions, S = T + L positions, H heads, Dh head width, G grids.
 """
+
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,13 @@ def rope_table(
     condition = np.zeros((condition_length, half, 2))
     condition[..., 0] = condition_rope == "identity"
     return jnp.asarray(np.concatenate([condition, codes]), jnp.float32)
+
+
+def stack_tables(tables: Iterable[Float[Array, "_ half 2"]]) -> Float[Array, "G S half 2"]:
+    """Tables of G grids as one, with zeros after the shorter ones."""
+    tables = list(tables)
+    longest = max(map(len, tables))
+    return jnp.stack([jnp.pad(t, ((0, longest - len(t)), (0, 0), (0, 0))) for t in tables])
 
 
 def rotate(

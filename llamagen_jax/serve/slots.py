@@ -9,6 +9,7 @@ are 2S or 2P: conditional, then null.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -34,11 +35,13 @@ class Samples(NamedTuple):
     """How the sample of each slot is drawn: its key and `SamplingSettings`, as arrays [S].
 
     Attributes:
+      size: which of the model's `trained_grids` the codes are on.
       num_guided: how many codes are guided; they come first.
       top_k: 1 to V.
     """
 
     keys: AnyArray
+    size: AnyArray
     num_guided: AnyArray
     guidance_scale: AnyArray
     temperature: AnyArray
@@ -51,7 +54,8 @@ class Slots(NamedTuple):
     """The state of all slots; one that is free holds a sample that nobody waits for.
 
     Attributes:
-      progress: codes [S, L], how many of each are done, and which are known.
+      progress: codes [S, L], with room for the largest grid, how many of each are done, and which
+        are known.
       cache: of 2S rows.
       condition_mask: bool [S, T], False at padding; None for a condition without padding.
       samples: [S].
@@ -64,10 +68,11 @@ class Slots(NamedTuple):
 
 
 def sample_of(settings: SamplingSettings, sample_id: int, config: LlamaConfig) -> Samples:
-    """One sample for a model, as host arrays [1]; its key as numbers [1, 2]."""
+    """One sample on the grid of `config`, as host arrays [1]; its key as numbers [1, 2]."""
     vocabulary = config.vocab_size
     return Samples(
         keys=np.asarray(jax.random.key_data(sample_keys(settings.seed, [sample_id]))),
+        size=np.array([config.size_index(config.grid)], np.int32),
         num_guided=np.array([settings.num_guided(config.code_length)], np.int32),
         guidance_scale=np.array([settings.guidance_scale], np.float32),
         temperature=np.array([settings.temperature], np.float32),
@@ -82,7 +87,8 @@ def empty(model: Llama, num_slots: int) -> Slots:
     config = model.config
     # No weak type, which would make these other arguments than those that `enter` returns.
     done = jnp.full(num_slots, config.code_length, jnp.int32)
-    codes = jnp.zeros((num_slots, config.code_length), jnp.int32)
+    room = max(map(math.prod, config.trained_grids))
+    codes = jnp.zeros((num_slots, room), jnp.int32)
     known = jnp.full_like(codes, -1)
     mask = None
     if config.condition == "text":
@@ -90,8 +96,8 @@ def empty(model: Llama, num_slots: int) -> Slots:
     with jax.ensure_compile_time_eval():
         sample = _with_keys(sample_of(SamplingSettings(seed=0), 0, config))
     samples = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_slots), sample)
-    progress = Progress(codes, done, done, known)
-    return Slots(progress, model.init_cache(2 * num_slots), mask, samples)
+    cache = model.init_cache(2 * num_slots, config.condition_length + room)
+    return Slots(Progress(codes, done, done, known), cache, mask, samples)
 
 
 def _with_keys(samples: Samples) -> Samples:
@@ -116,14 +122,15 @@ def enter(
       known: of `generate`.
     """
     samples = _with_keys(samples)
-    P, S = len(places), len(slots.progress.done)
+    P, (S, room) = len(places), slots.progress.codes.shape
+    sizes = samples.size if model.config.grids else None
     apply = functools.partial(model.apply, {"params": params})
     cache = model.init_cache(2 * P, model.config.condition_length)
-    logits, cache = draw.prefill(apply, cache, condition, condition_mask)
+    logits, cache = draw.prefill(apply, cache, condition, condition_mask, sizes)
     if known is None:
-        known = jnp.full((P, model.config.code_length), -1, jnp.int32)
+        known = jnp.full((P, room), -1, jnp.int32)
     first = draw.keep_known(known[:, 0], pick(samples, logits, jnp.zeros(P, int)))
-    progress = windows.start(first, model.config.code_length, known)
+    progress = windows.start(first, room, known)
 
     def put(old, new):
         return old.at[places].set(new, mode="drop")
@@ -154,15 +161,20 @@ def advance(
       guided: whether a sample has guided codes left, so that the null branch has to be computed.
       size: how many slots are computed; nobody waits for those after.
     """
-    branches, columns = (2 if guided else 1), model.config.grid[1]
+    branches = 2 if guided else 1
     progress, condition_mask, samples = jax.tree.map(
         lambda leaf: leaf[:size], (slots.progress, slots.condition_mask, slots.samples)
     )
-    apply = functools.partial(model.apply, {"params": params})
-    score = functools.partial(windows.score, apply, model.config.condition_length, condition_mask)
+    apply, config = functools.partial(model.apply, {"params": params}), model.config
+    score = functools.partial(windows.score, apply, config.condition_length, condition_mask)
+    columns, lengths = config.grid[1], None
+    if config.grids:
+        score = functools.partial(score, sizes=samples.size)
+        columns = jnp.array([columns for _, columns in config.grids])[samples.size, None]
+        lengths = jnp.array([math.prod(grid) for grid in config.grids])[samples.size]
 
     def step(carry, _):
-        return jacobi.advance(score, pick, samples, width, columns, *carry), None
+        return jacobi.advance(score, pick, samples, width, columns, *carry, lengths), None
 
     def by_branch(leaf):
         return leaf.reshape(2, -1, *leaf.shape[1:])
