@@ -10,6 +10,7 @@ of its epochs.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,15 +27,20 @@ _ASPECTS_EPOCHS = 30
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    kinds = (*_RESOLUTIONS, "aspects")
-    variants = {f"{size}-{kind}": (size, kind) for size in _SIZES for kind in kinds}
-    size, kind = common.choose(__file__, variant, variants)
-    if kind == "aspects":
-        config: Any = _generator(size, 256, "aspects", _ASPECTS_EPOCHS)
-        config.init_from = f"runs/c2i_{size}_256"
-        config.model.grids = common.ASPECTS
-        return config
-    return _generator(size, kind, str(kind), _EPOCHS)
+    variants = {}
+    for size in _SIZES:
+        for side in _RESOLUTIONS:
+            square = functools.partial(_generator, size, side, str(side), _EPOCHS)
+            variants[f"{size}-{side}"] = square
+        variants[f"{size}-aspects"] = functools.partial(_aspects, size)
+    return common.choose(__file__, variant, variants)()
+
+
+def _aspects(size: str) -> ConfigDict:
+    config: Any = _generator(size, 256, "aspects", _ASPECTS_EPOCHS)
+    config.init_from = f"runs/c2i_{size}_256"
+    config.model.grids = common.ASPECTS
+    return config
 
 
 def _generator(size: str, resolution: int, folder: str, epochs: int) -> ConfigDict:

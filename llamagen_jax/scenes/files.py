@@ -71,7 +71,7 @@ def _row(split: str, seed: int, number: int, sizes: Sequence[tuple[int, int]]) -
     url = f"https://scenes.example/{split}/{seed}/{number}.jpg"
     side = int(rng.integers(24, 128) if defect == "size" else rng.integers(256, 1025))
     # By a generator of its own, so that all else is what it is for squares.
-    width, height = sizes[np.random.default_rng((seed, number, 2)).integers(len(sizes))]
+    width, height = sizes[int(np.random.default_rng((seed, number, 2)).integers(len(sizes)))]
     scale = side / min(width, height)
     texts = _scene_and_captions(split, seed, number)[1]
     return {

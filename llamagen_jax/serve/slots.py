@@ -174,7 +174,7 @@ def advance(
         lengths = jnp.array([math.prod(grid) for grid in config.grids])[samples.size]
 
     def step(carry, _):
-        return jacobi.advance(score, pick, samples, width, columns, *carry, lengths), None
+        return jacobi.advance(score, pick, samples, width, columns, *carry, lengths=lengths), None
 
     def by_branch(leaf):
         return leaf.reshape(2, -1, *leaf.shape[1:])
