@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import queue
+import time
 
 import jax
 import numpy as np
@@ -42,7 +43,7 @@ def engine():
 def client(engine):
     with TestClient(served.create_app(engine)) as client:
         while client.get("/readyz").status_code != 200:
-            pass
+            time.sleep(0.2)
         yield client
 
 
