@@ -19,12 +19,14 @@ from tqdm import tqdm
 from llamagen_jax import commands, seeds
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
+from llamagen_jax.images import save_png
 from llamagen_jax.parquet import import_extra, parquet_files
 from llamagen_jax.scenes.world import Scene, captions, held_out_prompts, random_scene, render
 
 _URL = re.compile(r"https://scenes\.example/(train|held-out)/(\d+)/(\d+)\.jpg")
 _DEFECTS = ("url", "size", "aesthetic", "watermark", "similarity", "duplicate")
 _DEFECT_SHARE = 0.25
+_DRAWING = 64  # side in pixels of one that comes with a prompt
 _MOST_PROMPTS = 1000  # of the few thousand different ones that there are
 
 
@@ -124,13 +126,16 @@ def render_shards(metadata: str, output: str, *, image_size: int, shard_size: in
     print(f"wrote {len(scenes)} images to {output}; skipped {len(rows) - len(scenes)}")
 
 
-def write_prompts(output: str, *, count: int, seed: int) -> None:
+def write_prompts(output: str, *, count: int, seed: int, drawings: str | None = None) -> None:
     """Writes a text file of different captions of held-out scenes, one per line.
 
     They are those of `scenes.held_out_prompts`, which also tells the scenes.
 
+    Args:
+      drawings: folder to write, of a PNG file of 64 x 64 px for each scene; None for none.
+
     Raises:
-      InputError: the count is impossible, or the output exists or cannot be written.
+      InputError: the count is impossible, or an output exists or cannot be written.
     """
     seeds.check(seed, "seed")
     if not 1 <= count <= _MOST_PROMPTS:
@@ -138,6 +143,11 @@ def write_prompts(output: str, *, count: int, seed: int) -> None:
     with staged(output) as partial:
         prompts = held_out_prompts(count, seed)
         partial.write_text("".join(f"{prompt.caption}\n" for prompt in prompts))
+        if drawings:
+            with staged(drawings) as folder:
+                folder.mkdir()
+                for number, prompt in enumerate(prompts):
+                    save_png(folder / f"{number:04d}.png", render(prompt.scene, _DRAWING))
     print(f"wrote {count} prompts to {output}")
 
 
@@ -219,6 +229,12 @@ def add_prompts_arguments(parser: argparse.ArgumentParser) -> None:
         "--count", type=commands.whole, required=True, help="prompts, all different"
     )
     parser.add_argument("--seed", type=commands.seed, default=0, help="of scenes and captions (0)")
+    parser.add_argument(
+        "--drawings",
+        type=commands.path,
+        metavar="FOLDER",
+        help="write the scenes too, as 64x64 px PNG files",
+    )
 
 
 def add_render_arguments(parser: argparse.ArgumentParser) -> None:

@@ -221,10 +221,22 @@ def test_scenes_of_several_sizes(tmp_path):
     assert {(32, 32, 3), (32, 48, 3), (48, 32, 3)} <= shapes
 
 
-def test_prompts_of_held_out_scenes_are_written(tmp_path):
-    run("scene-prompts", tmp_path / "prompts.txt", "--count", 20, "--seed", 5)
-    prompts = [prompt.caption for prompt in held_out_prompts(20, 5)]
-    assert read_prompts(tmp_path / "prompts.txt") == prompts
+def test_prompts_of_held_out_scenes_are_written_and_drawn(tmp_path):
+    drawings = tmp_path / "drawings"
+    run(
+        "scene-prompts",
+        tmp_path / "prompts.txt",
+        "--count",
+        20,
+        "--seed",
+        5,
+        "--drawings",
+        drawings,
+    )
+    prompts = held_out_prompts(20, 5)
+    assert read_prompts(tmp_path / "prompts.txt") == [prompt.caption for prompt in prompts]
+    for path, prompt in zip(sorted(drawings.iterdir()), prompts, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), render(prompt.scene, 64))
 
 
 def test_random_encoder_tells_what_stands_beside_a_shape(tmp_path):
