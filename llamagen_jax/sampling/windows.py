@@ -16,7 +16,8 @@ however often they were kept, what is returned is the plain decoder's sample its
 the same distribution, except where a matrix product that rounds differently at another shape tips
 an almost exact tie. A code that is known takes the place of x_i, z_i and y_i, so it is kept.
 
-Axes: B samples, L codes, W codes of a window, T condition tokens, V vocabulary; rows as in `draw`.
+Axes: B samples, L codes, W codes of a window, T condition tokens, V vocabulary, and F, P, D of
+`Llama`; rows as in `draw`.
 """
 
 from collections.abc import Callable
@@ -65,17 +66,22 @@ def score(
     apply: Callable,
     condition_length: int,
     condition_mask: Bool[AnyArray, "B T"] | None,
+    control: Float[AnyArray, "all_rows F P D"] | None,
     codes: Integer[AnyArray, "B W"],
     places: Integer[AnyArray, "B W"],
     cache: Cache,
 ) -> tuple[Float[Array, "rows W V"], Cache]:
-    """Logits of the codes at `places`, which are drawn after the codes before them."""
+    """Logits of the codes at `places`, which are drawn after the codes before them.
+
+    `control` is of `draw.embed_control`, for the rows of the cache and perhaps for more.
+    """
     branches = draw.num_rows(cache) // len(codes)
     codes = jnp.tile(codes, (branches, 1))
     positions = jnp.tile(condition_length + places - 1, (branches, 1))
     mask = None if condition_mask is None else jnp.tile(condition_mask, (branches, 1))
     x = apply(codes, method="embed_codes")
-    x, cache = apply(x, positions, mask, cache, method="transform")
+    control = None if control is None else control[: len(codes)]
+    x, cache = apply(x, positions, mask, cache, control=control, method="transform")
     return apply(x, method="logits"), cache
 
 

@@ -159,7 +159,8 @@ def advance(
         lambda leaf: leaf[:size], (slots.progress, slots.condition_mask, slots.samples)
     )
     apply = functools.partial(model.apply, {"params": params})
-    score = functools.partial(windows.score, apply, model.config.condition_length, condition_mask)
+    length = model.config.condition_length
+    score = functools.partial(windows.score, apply, length, condition_mask, None)
 
     def step(carry, _):
         return jacobi.advance(score, pick, samples, width, columns, *carry), None
