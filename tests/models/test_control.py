@@ -13,7 +13,6 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.models.llama import Llama
 
 CONFIG = tiny.CONTROL_CONFIG
-WIDE = dataclasses.replace(CONFIG, grid_size=(2, 8))
 TEXT = jax.random.normal(jax.random.key(3), (2, 5, 16))
 LABELS = jnp.array([3, 7])
 CODES = jax.random.randint(jax.random.key(1), (2, 16), 0, 32)
@@ -24,9 +23,9 @@ def control_images(config, count=2):
     return rng.integers(0, 256, (count, *config.control_size, 3), np.uint8)
 
 
-@pytest.mark.parametrize("config", [CONFIG, WIDE])
-def test_new_control_changes_no_logit(config):
-    params = Llama(config).init(jax.random.key(0), CODES, LABELS)["params"]
+def test_new_control_changes_no_logit():
+    config = dataclasses.replace(CONFIG, grid_size=(2, 8))
+    params = jax.jit(Llama(config).init)(jax.random.key(0), CODES, LABELS)["params"]
     params["output"] = jax.random.normal(jax.random.key(0), params["output"].shape)
     base = Llama(dataclasses.replace(config, control_layers=0))
     without = {name: tree for name, tree in params.items() if not name.startswith("control")}
@@ -40,24 +39,26 @@ def test_new_control_changes_no_logit(config):
 def test_every_layout_reads_the_control_alike():
     model, params = tiny.llama(CONFIG)
     control = control_images(CONFIG)
-    call = functools.partial(model.apply, {"params": params}, CODES, LABELS)
-    expected = call(control=control)
-    assert not np.allclose(expected, call(), atol=1e-2)
-    for remat in ("dots", "full"):
-        again = model.clone(remat=remat).apply({"params": params}, CODES, LABELS, control=control)
-        np.testing.assert_allclose(again, expected, atol=1e-5)
-    apart, laid_out = model.for_decoding(params)
-    logits = apart.apply({"params": laid_out}, CODES, LABELS, control=control)
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+    def logits(model, params):
+        return jax.jit(model.apply)({"params": params}, CODES, LABELS, control=control)
+
+    expected = logits(model, params)
+    assert not np.allclose(expected, model.apply({"params": params}, CODES, LABELS), atol=1e-2)
+    for other in ((model.clone(remat="full"), params), model.for_decoding(params)):
+        np.testing.assert_allclose(logits(*other), expected, atol=1e-4)
+    rough = logits(*model.for_decoding(params, "int8"))
+    assert np.corrcoef(np.ravel(rough), np.ravel(expected))[0, 1] > 0.99
 
 
-@pytest.mark.parametrize("config", [CONFIG, tiny.TEXT_CONTROL_CONFIG])
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize(
+    ("config", "scan_layers"), [(CONFIG, True), (tiny.TEXT_CONTROL_CONFIG, False)]
+)
 def test_cached_decoding_equals_teacher_forcing(config, scan_layers):
     model, params = tiny.llama(config)
     control = control_images(config)
     condition = TEXT if config.condition == "text" else LABELS
-    expected = model.apply({"params": params}, CODES, condition, control=control)
+    expected = jax.jit(model.apply)({"params": params}, CODES, condition, control=control)
     if not scan_layers:
         model, params = model.for_decoding(params)
     apply = functools.partial(model.apply, {"params": params})
@@ -69,10 +70,11 @@ def test_cached_decoding_equals_teacher_forcing(config, scan_layers):
     np.testing.assert_allclose(logits, expected[:, 0], atol=1e-4)
     # Rows at places of their own.
     x = apply(CODES[:, :-1], method="embed_codes")
-    _, cache = apply(x, jnp.arange(T, T + 15)[None], None, cache, control=added, method="transform")
+    transform = jax.jit(functools.partial(apply, method="transform"))
+    _, cache = transform(x, jnp.arange(T, T + 15)[None], None, cache, control=added)
     places = jnp.array([[3, 9], [12, 5]])
     rows = jnp.take_along_axis(x, places[..., None] - 1, axis=1)
-    rows, _ = apply(rows, T + places - 1, None, cache, control=added, method="transform")
+    rows, _ = transform(rows, T + places - 1, None, cache, control=added)
     logits = apply(rows, method="logits")
     wanted = jnp.take_along_axis(expected, places[..., None], axis=1)
     np.testing.assert_allclose(logits, wanted, atol=1e-4)
@@ -101,7 +103,7 @@ def test_training_drops_controls_whether_or_not_the_class_is():
     count = 600
     codes, labels = jnp.tile(CODES[:1], (count, 1)), jnp.full(count, 4)
     control = np.repeat(control_images(config, 1), count, axis=0)
-    apply = functools.partial(model.apply, {"params": params})
+    apply = jax.jit(functools.partial(model.apply, {"params": params}), static_argnames="train")
     rngs = {"dropout": jax.random.key(0)}
     trained = apply(codes, labels, control=control, train=True, rngs=rngs)[:, 0]
     shares = {}
