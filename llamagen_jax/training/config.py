@@ -205,7 +205,8 @@ class GeneratorTraining(TrainConfig):
 
     Attributes:
       init_from: as of `TokenizerTraining`; the grid may be of another size than there, as in the
-        paper's second stage of text to image.
+        paper's second stage of text to image, and a model with control may begin with one without,
+        to which its own parameters are added.
       tokenizer: file, export or work folder of the VQGAN that made the codes, or that is to make
         them of images while training; "" trains on packed codes without sample images and without
         checking that the codes are its.
@@ -218,6 +219,8 @@ class GeneratorTraining(TrainConfig):
         batches that do not fit in memory at once.
       attention: of `models.attention.choose`.
       remat: of `models.llama.Llama`.
+      trained: regular expression that is searched in the paths of parameters; those without a match
+        stay as they are: "^control_" leaves the model without control as it was. "" trains all.
     """
 
     model: LlamaConfig
@@ -229,13 +232,24 @@ class GeneratorTraining(TrainConfig):
     accumulation_steps: int
     attention: str
     remat: str
+    trained: str
 
     def __post_init__(self):
         super().__post_init__()
+        if bool(self.model.control_layers) != bool(self.data.control):
+            raise ValueError(
+                f"model.control_layers={self.model.control_layers} and "
+                f"data.control={self.data.control}: give both for a model with control, or neither"
+            )
+        if self.trained and not self.init_from:
+            raise ValueError(
+                f"trained={self.trained!r} leaves drawn weights as they are: give init_from"
+            )
         if self.evaluate.every and not self.tokenizer:
             raise ValueError("evaluate.every needs tokenizer, which turns codes into images")
-        if self.evaluate.every and self.model.condition == "text" and not self.data.eval:
-            raise ValueError("evaluate.every needs data.eval, whose captions are drawn")
+        held_out = self.model.condition == "text" or self.model.control_layers
+        if self.evaluate.every and held_out and not self.data.eval:
+            raise ValueError("evaluate.every needs data.eval, whose captions or controls are drawn")
         if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"accumulation_steps={self.accumulation_steps} must divide "

@@ -1,5 +1,6 @@
 """Training steps of the transformer on codes (paper section 3.1)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from clu import metrics
 
 from llamagen_jax import losses, seeds, zoo
@@ -36,15 +38,21 @@ EvalMetrics = metrics.Collection.create(
 def load_init(config: GeneratorTraining) -> dict | None:
     """Parameters on the host that training begins with; None where they are drawn.
 
+    Those of control are missing where `config.init_from` is a model without control.
+
     Raises:
       InputError: `config.init_from` cannot be opened or is another model.
     """
     if not config.init_from:
         return None
     with naming("config.init_from"):
-        _, params = zoo.load(config.init_from)
-    what = f"config.model does not fit config.init_from={config.init_from}"
-    check_params(params, config.model, what)
+        before, params = zoo.load(config.init_from)
+    what, model = f"config.model does not fit config.init_from={config.init_from}", config.model
+    if isinstance(before.config, LlamaConfig) and not before.config.control_layers:
+        model = dataclasses.replace(model, control_layers=0)
+    check_params(params, model, what)
+    if model != config.model:
+        logging.info("control is new: its parameters are drawn, all others are of init_from")
     return params
 
 
@@ -77,7 +85,16 @@ def forward_flops(config: LlamaConfig) -> float:
     captions = 0
     if c.condition == "text":
         captions = c.condition_length * c.dim * (c.caption_dim + c.dim)
-    return 2.0 * (captions + c.n_layers * layer + output)
+    return 2.0 * (captions + c.n_layers * layer + output + _control_products(c))
+
+
+def _control_products(c: LlamaConfig) -> int:
+    """Multiply-adds of one control image."""
+    if not c.control_layers:
+        return 0
+    block = 12 * c.control_dim**2 + 2 * c.control_dim * c.code_length
+    ends = 3 * c.control_patch**2 + len(c.control_depths) * c.dim
+    return c.code_length * (c.control_layers * block + c.control_dim * ends)
 
 
 class _Training:
@@ -88,7 +105,7 @@ class _Training:
         kernel = attention.choose(config.attention, c.dtype)
         self._config = config
         self._model: Any = Llama(c, attention=kernel, remat=config.remat)
-        self._optimizer = adamw(config.optimizer, config.steps)
+        self._optimizer = adamw(config.optimizer, config.steps, config.trained)
         self.example = {"codes": jax.ShapeDtypeStruct((c.code_length,), jnp.int32)}
         if c.condition == "class":
             self.example["label"] = jax.ShapeDtypeStruct((), jnp.int32)
@@ -96,11 +113,13 @@ class _Training:
             text = (c.condition_length, c.caption_dim)
             self.example["features"] = jax.ShapeDtypeStruct(text, jnp.bfloat16)
             self.example["mask"] = jax.ShapeDtypeStruct(text[:1], bool)
+        if c.control_layers:
+            self.example["control"] = jax.ShapeDtypeStruct((*c.control_size, 3), jnp.uint8)
 
     def init(self) -> TrainState:
         zeros = {name: jnp.zeros((1, *x.shape), x.dtype) for name, x in self.example.items()}
         key = seeds.key(self._config.seed)
-        params = self._model.init(key, zeros["codes"], *_condition(zeros))["params"]
+        params = self._model.init(key, zeros["codes"], **_inputs(zeros))["params"]
         return init_state(params, self._optimizer, self._config.optimizer)
 
     def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Collection]:
@@ -117,7 +136,7 @@ class _Training:
         return apply_gradients(state, grads, self._optimizer, config.optimizer), train_metrics
 
     def eval_step(self, params: dict, batch: dict) -> metrics.Collection:
-        logits = self._model.apply({"params": params}, batch["codes"], *_condition(batch))
+        logits = self._model.apply({"params": params}, batch["codes"], **_inputs(batch))
         right = jnp.mean(jnp.argmax(logits, axis=-1) == batch["codes"], axis=1)
         return EvalMetrics.single_from_model_output(
             loss=losses.cross_entropy(logits, batch["codes"]),
@@ -128,16 +147,21 @@ class _Training:
     def _loss_and_grads(self, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         def loss_of(params):
             rngs = {"dropout": key}
-            codes, condition = batch["codes"], _condition(batch)
-            logits = self._model.apply({"params": params}, codes, *condition, train=True, rngs=rngs)
+            codes, inputs = batch["codes"], _inputs(batch)
+            logits = self._model.apply({"params": params}, codes, **inputs, train=True, rngs=rngs)
             return jnp.mean(losses.cross_entropy(logits, codes))
 
         return jax.value_and_grad(loss_of)(params)
 
 
-def _condition(batch: dict) -> tuple:
-    """What follows the codes in a call of `Llama`."""
-    return (batch["label"],) if "label" in batch else (batch["features"], batch["mask"])
+def _inputs(batch: dict) -> dict:
+    """What a call of `Llama` takes beside the codes."""
+    condition = batch["label"] if "label" in batch else batch["features"]
+    return {
+        "condition": condition,
+        "condition_mask": batch.get("mask"),
+        "control": batch.get("control"),
+    }
 
 
 def accumulate(

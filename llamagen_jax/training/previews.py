@@ -28,13 +28,20 @@ def reconstructions(model: VQGAN, params: dict, batch: dict) -> np.ndarray:
 def samples(
     config: GeneratorTraining, tokenizer: ImageTokenizer, params: dict, batch: dict
 ) -> np.ndarray:
-    """Samples of the first classes, or of the first captions of the batch; a row for each."""
+    """Samples of the first classes, or of the first captions of the batch; a row for each.
+
+    With control they are of the batch's first controls and their classes or captions, each row
+    after its control.
+    """
     model = Llama(config.model)
-    if model.config.condition == "class":
-        labels = np.arange(min(model.config.num_classes, _ROWS), dtype=np.int32)
-        condition, mask = labels, None
+    first = {name: sharding.fetch(rows)[:_ROWS] for name, rows in batch.items() if name != "codes"}
+    control, mask = first.get("control"), first.get("mask")
+    if model.config.condition == "text":
+        condition = first["features"]
+    elif control is not None:
+        condition = first["label"]
     else:
-        condition, mask = (sharding.fetch(batch[name])[:_ROWS] for name in ("features", "mask"))
+        condition = np.arange(min(model.config.num_classes, _ROWS), dtype=np.int32)
     _, images = generate_images(
         model,
         params,
@@ -42,5 +49,7 @@ def samples(
         np.repeat(condition, _COLUMNS, axis=0),
         SamplingSettings(config.seed, config.sample.guidance_scale, top_k=config.sample.top_k),
         condition_mask=None if mask is None else np.repeat(mask, _COLUMNS, axis=0),
+        control=None if control is None else np.repeat(control, _COLUMNS, axis=0),
     )
-    return images.reshape(-1, _COLUMNS, *images.shape[1:])
+    rows = images.reshape(-1, _COLUMNS, *images.shape[1:])
+    return rows if control is None else np.concatenate([control[:, None], rows], axis=1)
