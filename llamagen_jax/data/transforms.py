@@ -93,6 +93,12 @@ def refuse_small(image: Image.Image, size: int) -> None:
         raise ValueError(f"{image.width}x{image.height} px are less than {size}")
 
 
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a width and height, made that of the other, are the other's but for a pixel."""
+    (width, height), (wide, high) = size, other
+    return abs(height * wide / width - high) <= 1 or abs(width * high / height - wide) <= 1
+
+
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """The centre of the image, its smaller side resized to `size`: uint8 [size, size, 3].
 

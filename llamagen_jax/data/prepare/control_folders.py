@@ -56,18 +56,6 @@ def _find(path: Path) -> bytes:
     return existing.read_bytes()
 
 
-def check_aspect(kind: str, size: tuple[int, int], image: tuple[int, int]) -> None:
-    """Raises ValueError unless a map of this size shows what an image of that size does.
-
-    Half a pixel more or less is rounding.
-    """
-    (width, height), (wide, high) = size, image
-    if abs(width * high / wide - height) > 0.5 and abs(height * wide / high - width) > 0.5:
-        raise ValueError(
-            f"its control map of {kind} is of {width}x{height} px, another shape than {wide}x{high}"
-        )
-
-
 def kind_and_folder(text: str) -> tuple[str, str]:
     """Reads the option KIND=FOLDER."""
     kind, equals, folder = text.partition("=")

@@ -11,7 +11,7 @@ from PIL import Image
 from llamagen_jax import commands
 from llamagen_jax.control_maps import DETECTORS, check_detector, detect
 from llamagen_jax.data import transforms
-from llamagen_jax.data.prepare.control_folders import WithControl, check_aspect, kind_and_folder
+from llamagen_jax.data.prepare.control_folders import WithControl, kind_and_folder
 from llamagen_jax.data.prepare.extract import Extraction, starting_programs
 from llamagen_jax.data.prepare.folders import open_discrete
 from llamagen_jax.data.records import Manifest
@@ -148,7 +148,11 @@ def _load_crops(
     maps = {kind: [detect(kind, part) for part in pixels] for kind in control}
     for kind, given in record.get("control", {}).items():
         map_image = decode(given)
-        check_aspect(kind, map_image.size, image.size)
+        if not transforms.same_shape(map_image.size, image.size):
+            raise ValueError(
+                f"its control map of {kind} is of {map_image.width}x{map_image.height} px, another "
+                f"shape than {image.width}x{image.height}"
+            )
         maps[kind] = crop(map_image)
     if maps:
         kept["control"] = {kind: [encode(m, "png") for m in parts] for kind, parts in maps.items()}
