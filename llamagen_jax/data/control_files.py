@@ -41,38 +41,47 @@ def read_control(files: Sequence[Path], kind: str, size: tuple[int, int]) -> np.
     Raises:
       InputError: a file is missing or no image, or of another shape than the images.
     """
-    return np.stack([_read(path, kind, size) for path in files])
+    return np.stack([as_control(_bytes(path), f"'{path}'", kind, size) for path in files])
 
 
-def _read(path: Path, kind: str, size: tuple[int, int]) -> np.ndarray:
-    pixels = _resized(path, _open(path), size)
+def as_control(data: bytes, name: str, kind: str, size: tuple[int, int]) -> np.ndarray:
+    """The control image, uint8 [H, W, 3], of the bytes of a file that messages call `name`.
+
+    The rest is as of `read_control`.
+    """
+    pixels = _resized(_decoded(data, name), name, size)
     if kind != MAP:
         pixels = np.repeat(detect(kind, pixels)[..., None], 3, axis=-1)
     if pixels.min() == pixels.max():
-        # Of edges it may be meant: a drawing without any.
-        what = "control" if kind == MAP else f"control, its {kind},"
-        logging.warning("the %s of %s is of one colour: it shows nothing", what, path)
+        # It may be meant: a drawing without any edges.
+        what = "" if kind == MAP else f", its {kind}"
+        logging.warning("the control image %s%s is of one colour: it shows nothing", name, what)
     return pixels
 
 
-def _open(path: Path) -> Image.Image:
+def _bytes(path: Path) -> bytes:
     try:
-        return transforms.decode(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
-        reason = error.strerror or "it is no image, or damaged"
-        raise InputError(f"the control image '{path}' cannot be read: {reason}") from error
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"the control image '{path}' cannot be read: {error}") from error
+        raise InputError(f"the control image '{path}' cannot be read: {error.strerror}") from error
 
 
-def _resized(path: Path, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+def _decoded(data: bytes, name: str) -> Image.Image:
+    try:
+        return transforms.decode(data)
+    # Readers and decoders raise errors of any type on damaged bytes.
+    except Exception as error:
+        raise InputError(f"the control image {name} is no image, or damaged ({error})") from error
+
+
+def _resized(image: Image.Image, name: str, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     if image.size == (width, height):
         return np.asarray(image)
     if not transforms.same_shape(image.size, (width, height)):
         raise InputError(
-            f"the control image '{path}' is of {image.width}x{image.height} px, another shape than "
+            f"the control image {name} is of {image.width}x{image.height} px, another shape than "
             f"the images of {width}x{height} px: crop it"
         )
-    print(f"resized the control image {path} to {width}x{height} px")
+    logging.warning("resized the control image %s to %dx%d px", name, width, height)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))

@@ -64,8 +64,12 @@ def embed_control(
     """
     if control is None:
         return None
-    added = apply(control, scale, method="embed_control")
-    return jnp.pad(added, ((0, num_rows - len(added)), (0, 0), (0, 0), (0, 0)))
+    return null_rows(apply(control, scale, method="embed_control"), num_rows)
+
+
+def null_rows(control: Float[AnyArray, "B F P D"], num_rows: int) -> Float[Array, "rows F P D"]:
+    """What control adds to the conditional rows, and zeros for the null rows below."""
+    return jnp.pad(control, ((0, num_rows - len(control)), (0, 0), (0, 0), (0, 0)))
 
 
 def prefill(

@@ -25,6 +25,7 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.images import to_uint8
 from llamagen_jax.inpainting import Edit
+from llamagen_jax.models.control import check_control
 from llamagen_jax.sampling import jacobi
 from llamagen_jax.sampling.generate import choose_decoder
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -163,15 +164,17 @@ class Engine:
           deliver: is given every picture, or one exception after which nothing follows.
 
         Raises:
-          InputError: the prompt has more tokens than the model reads.
+          InputError: the prompt has more tokens than the model reads, or the control does not fit.
           FullError: more images would wait than may.
           StoppedError: the engine was stopped, or has failed.
         """
         if isinstance(request.subject, str):
             self._check_length(request.subject)
+        if request.control is not None:
+            check_control(self.generator.config, request.control[None])
         ticket, config = Ticket(request, deliver), self.generator.config
         images = [
-            _Image(ticket, index, slots.sample_of(settings, 0, config))
+            _Image(ticket, index, slots.sample_of(settings, 0, config, request.control is not None))
             for index, settings in enumerate(request.settings)
         ]
         with self._changed:
@@ -343,9 +346,19 @@ class Engine:
             rows.get("condition_mask"),
             slots.Samples(*map(np.concatenate, samples)),
             np.stack(known),
+            self._controls(filled),
         )
         for image in images:
             image.done = 1
+
+    def _controls(self, images: Sequence[_Image]) -> np.ndarray | None:
+        """uint8 [P, H, W, 3], black for images without control; None for a model without."""
+        config = self.generator.config
+        if not config.control_layers:
+            return None
+        none = np.zeros((*config.control_size, 3), np.uint8)
+        given = [image.ticket.request.control for image in images]
+        return np.stack([none if control is None else control for control in given])
 
     def _advance(self, width: int, guided: bool, size: int) -> None:
         self._slots = self._advance_slots(

@@ -223,6 +223,7 @@ class _Service:
             bodies.partial_at(body, generator.config.grid),
             skip=bool(body.partial_rows),
             edit=edit,
+            control=bodies.control_of(body, generator.config),
         )
         with _as_answers():
             return Drawing(self._engine.submit, request)

@@ -57,6 +57,7 @@ class Request:
       partial_at: after how many codes a partial picture is wanted, ascending.
       skip: whether a partial picture is left out where a later one of the image is there already.
       edit: what is kept of an image of the generator's size; None to draw all.
+      control: uint8 [H, W, 3], for a generator that was trained with control; None for none.
     """
 
     subject: int | str
@@ -64,6 +65,7 @@ class Request:
     partial_at: Sequence[int] = ()
     skip: bool = False
     edit: Edit | None = None
+    control: np.ndarray | None = None
 
 
 class Ticket:

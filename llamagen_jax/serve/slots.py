@@ -5,7 +5,7 @@ others in no way, and are those of `generate` for its settings and sample id, ex
 product that rounds differently at another shape tips an almost exact tie.
 
 Axes: S slots, P samples that enter, L codes, T condition tokens, V vocabulary; rows of the cache
-are 2S or 2P: conditional, then null.
+are 2S or 2P: conditional, then null. F, P, D of what control adds are those of `Llama`.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Cache, Llama
@@ -36,6 +36,7 @@ class Samples(NamedTuple):
     Attributes:
       num_guided: how many codes are guided; they come first.
       top_k: 1 to V.
+      control_scale: 0 for a sample without control.
     """
 
     keys: AnyArray
@@ -45,6 +46,7 @@ class Samples(NamedTuple):
     top_k: AnyArray
     top_p: AnyArray
     greedy: AnyArray
+    control_scale: AnyArray
 
 
 class Slots(NamedTuple):
@@ -55,15 +57,19 @@ class Slots(NamedTuple):
       cache: of 2S rows.
       condition_mask: bool [S, T], False at padding; None for a condition without padding.
       samples: [S].
+      control: [S, F, P, D] of `Llama.embed_control`; None for a model without control.
     """
 
     progress: Progress
     cache: Cache
     condition_mask: AnyArray | None
     samples: Samples
+    control: AnyArray | None
 
 
-def sample_of(settings: SamplingSettings, sample_id: int, config: LlamaConfig) -> Samples:
+def sample_of(
+    settings: SamplingSettings, sample_id: int, config: LlamaConfig, has_control: bool = False
+) -> Samples:
     """One sample for a model, as host arrays [1]; its key as numbers [1, 2]."""
     vocabulary = config.vocab_size
     return Samples(
@@ -74,6 +80,7 @@ def sample_of(settings: SamplingSettings, sample_id: int, config: LlamaConfig) -
         top_k=np.array([min(settings.top_k, vocabulary) or vocabulary], np.int32),
         top_p=np.array([settings.top_p], np.float32),
         greedy=np.array([settings.greedy]),
+        control_scale=np.array([settings.control_scale * has_control], np.float32),
     )
 
 
@@ -90,8 +97,13 @@ def empty(model: Llama, num_slots: int) -> Slots:
     with jax.ensure_compile_time_eval():
         sample = _with_keys(sample_of(SamplingSettings(seed=0), 0, config))
     samples = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_slots), sample)
+    control = None
+    if config.control_layers:
+        positions = config.condition_length + config.code_length - 1
+        shape = num_slots, len(config.control_depths), positions, config.dim
+        control = jnp.zeros(shape, config.dtype)
     progress = Progress(codes, done, done, known)
-    return Slots(progress, model.init_cache(2 * num_slots), mask, samples)
+    return Slots(progress, model.init_cache(2 * num_slots), mask, samples, control)
 
 
 def _with_keys(samples: Samples) -> Samples:
@@ -107,6 +119,7 @@ def enter(
     condition_mask: Bool[AnyArray, "P T"] | None,
     samples: Samples,
     known: Int[AnyArray, "P L"] | None = None,
+    control: UInt8[AnyArray, "P H W 3"] | None = None,
 ) -> Slots:
     """Prefills new samples, draws their first code, and puts them in the slots `places`.
 
@@ -114,12 +127,14 @@ def enter(
       places: different numbers of slots; a sample whose place is S or more goes nowhere.
       samples: [P], of `sample_of`.
       known: of `generate`.
+      control: images of any pixels where a sample has none; None for a model without control.
     """
     samples = _with_keys(samples)
     P, S = len(places), len(slots.progress.done)
     apply = functools.partial(model.apply, {"params": params})
     cache = model.init_cache(2 * P, model.config.condition_length)
-    logits, cache = draw.prefill(apply, cache, condition, condition_mask)
+    added = draw.embed_control(apply, control, samples.control_scale, 2 * P)
+    logits, cache = draw.prefill(apply, cache, condition, condition_mask, added)
     if known is None:
         known = jnp.full((P, model.config.code_length), -1, jnp.int32)
     first = draw.keep_known(known[:, 0], pick(samples, logits, jnp.zeros(P, int)))
@@ -141,6 +156,7 @@ def enter(
         jax.tree.map(put_keys, slots.cache, cache),
         None if mask is None else put(mask, condition_mask),
         jax.tree.map(put, slots.samples, samples),
+        None if added is None else put(slots.control, added[:P]),
     )
 
 
@@ -155,12 +171,15 @@ def advance(
       size: how many slots are computed; nobody waits for those after.
     """
     branches, columns = (2 if guided else 1), model.config.grid[1]
-    progress, condition_mask, samples = jax.tree.map(
-        lambda leaf: leaf[:size], (slots.progress, slots.condition_mask, slots.samples)
+    progress, condition_mask, samples, control = jax.tree.map(
+        lambda leaf: leaf[:size],
+        (slots.progress, slots.condition_mask, slots.samples, slots.control),
     )
+    if control is not None:
+        control = draw.null_rows(control, branches * size)
     apply = functools.partial(model.apply, {"params": params})
     length = model.config.condition_length
-    score = functools.partial(windows.score, apply, length, condition_mask, None)
+    score = functools.partial(windows.score, apply, length, condition_mask, control)
 
     def step(carry, _):
         return jacobi.advance(score, pick, samples, width, columns, *carry), None
