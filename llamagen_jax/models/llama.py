@@ -338,7 +338,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B Q D"],
         drop_path_rate: jax.typing.ArrayLike,
-        depth: jax.typing.ArrayLike,
+        depth: AnyArray | np.integer,
         cache: KVCache | None,
         queries: Queries,
         train: bool,

@@ -153,7 +153,7 @@ def _load_crops(
                 f"its control map of {kind} is of {map_image.width}x{map_image.height} px, another "
                 f"shape than {image.width}x{image.height}"
             )
-        maps[kind] = crop(map_image)
+        maps[kind] = list(crop(map_image))
     if maps:
         kept["control"] = {kind: [encode(m, "png") for m in parts] for kind, parts in maps.items()}
     return pixels, kept
