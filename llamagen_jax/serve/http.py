@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import prometheus_client
 from absl import logging
 from fastapi import Depends, FastAPI, Request, Response
@@ -186,7 +187,9 @@ class _Service:
         body = None
         try:
             body, edit = await read(request)
-            drawing = self._submit(body, edit)
+            config = self._engine.generator.config
+            control = await asyncio.to_thread(bodies.control_of, body, config)
+            drawing = self._submit(body, edit, control)
             pictures = self._pictures(request, drawing, start)
             if body.stream:
                 return StreamingResponse(
@@ -211,7 +214,7 @@ class _Service:
             }
         )
 
-    def _submit(self, body: ImagesBody, edit: Edit | None) -> Drawing:
+    def _submit(self, body: ImagesBody, edit: Edit | None, control: np.ndarray | None) -> Drawing:
         """Has the engine draw what a body asks for; ApiError where it does not."""
         generator = self._engine.generator
         bodies.check_model(body.model, self.name)
@@ -223,7 +226,7 @@ class _Service:
             bodies.partial_at(body, generator.config.grid),
             skip=bool(body.partial_rows),
             edit=edit,
-            control=bodies.control_of(body, generator.config),
+            control=control,
         )
         with _as_answers():
             return Drawing(self._engine.submit, request)

@@ -10,11 +10,13 @@ import pytest
 import tiny
 from PIL import Image
 
-from llamagen_jax import zoo
+from llamagen_jax import sharding, zoo
 from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.errors import InputError
 from llamagen_jax.images import encode
+from llamagen_jax.models.llama import Llama
 from llamagen_jax.training.config import from_mapping
+from llamagen_jax.training.tasks import make_task
 from llamagen_jax.weights import export
 from llamagen_jax.weights.integrity import weights_hash
 
@@ -105,3 +107,14 @@ def test_control_is_not_lost_on_the_way_to_a_model_without(folder, tmp_path):
     values = tiny.generator_config(folder / "codes", init_from=str(tmp_path / "controlled"))
     with pytest.raises(InputError, match="unexpected: control_encoder"):
         tiny.train(from_mapping(values), tmp_path / "run")
+
+
+def test_parameters_can_be_split_over_a_mesh(folder):
+    config = from_mapping(config_of(folder, trained="^control_"))
+    (mesh,) = tiny.meshes((2, 2, 2))
+    state = sharding.abstract_init(make_task(config).init, config.sharding_rules, mesh)
+    assert state.params["control_fusion"].sharding.is_fully_replicated
+    assert not state.params["layers"]["gate"]["kernel"].sharding.is_fully_replicated
+    model = Llama(config.model)
+    apart = jax.eval_shape(lambda params: model.for_decoding(params)[1], state.params)
+    sharding.tree_shardings(apart, sharding.DECODING_RULES, mesh)
