@@ -49,6 +49,10 @@ _SHARED = {
     "evaluate": {"every": 0, "network": ""},
 }
 
+# Grids (rows, columns) of a tokenizer of downsampling 16, all of about the codes of 256x256: images
+# of 256x256, 288x224, 224x288, 320x192 and 192x320.
+ASPECTS = ((16, 16), (14, 18), (18, 14), (12, 20), (20, 12))
+
 _TOKENIZER = {
     "task": "tokenizer",
     "model": dataclasses.asdict(VQGANConfig()),

@@ -1,9 +1,9 @@
 """Generators with control images, as in ControlAR (arXiv 2410.02705), from generators without.
 
 Variants: "t2i", GPT-XL at 256 px from the weights of `t2i.py:stage1`, and "scenes", the same for
-the rendered scenes from those of `t2i.py:scenes-stage2`. Codes are made by
-`llamagen_jax.data.prepare codes --control`, then features by `prepare text`. The settings of "t2i"
-are not the paper's, and nobody has tried them.
+rendered scenes of three sizes from those of `t2i.py:scenes-aspects`, which it leaves as they are.
+Codes are made by `llamagen_jax.data.prepare codes --control`, then features by `prepare text`. The
+settings of "t2i" are not the paper's, and nobody has tried them.
 """
 
 from typing import Any
@@ -31,11 +31,10 @@ def _t2i() -> ConfigDict:
 
 
 def _scenes() -> ConfigDict:
-    config: Any = t2i.get_config("scenes-stage2")
-    config.update(init_from="demo_text/stage2", steps=400, expected_loss=())
-    config.data.update(
-        train="demo_text/control_train", eval="demo_text/control_val", control=("canny",)
-    )
+    config: Any = t2i.get_config("scenes-aspects")
+    # Without control it draws as before, since the generator's own weights are not trained.
+    config.update(init_from="demo_control/base", trained="^control_", steps=400)
+    config.data.control = ("canny",)
     config.model.update(control_layers=2, control_dim=128, control_patch=8)
-    config.optimizer.update(learning_rate=1e-3)
+    config.optimizer.learning_rate = 1e-3
     return config

@@ -6,6 +6,9 @@ by `llamagen_jax.data.prepare codes` and `prepare text`. The paper does not tell
 the steps are one epoch of its 50 million and of its 10 million images. "scenes-stage1", at 32 px,
 and "scenes-stage2", at 64 px, are the same for the rendered scenes at a tiny size
 (`make demo-text`), and "emoji" one for OpenMoji's pictures (`make demo-emoji`).
+
+"aspects" teaches the model of "stage1" five aspect ratios, and "scenes-aspects" is one for rendered
+scenes of three: 64x64, 96x64 and 64x96 px. Neither is the paper's.
 """
 
 import dataclasses
@@ -24,8 +27,10 @@ def get_config(variant: str = "") -> ConfigDict:
     variants = {
         "stage1": _stage1,
         "stage2": _stage2,
+        "aspects": _aspects,
         "scenes-stage1": _scenes_stage1,
         "scenes-stage2": _scenes_stage2,
+        "scenes-aspects": _scenes_aspects,
         "emoji": _emoji,
     }
     return common.choose(__file__, variant, variants)()
@@ -48,6 +53,18 @@ def _stage2() -> ConfigDict:
         caption_weights=_LONG_AND_SHORT,
     )
     config.update(init_from="runs/t2i_stage1", remat="dots")
+    return config
+
+
+def _aspects() -> ConfigDict:
+    config: Any = _stage(
+        256,
+        steps=10_000_000 // _BATCH_SIZE,
+        folder="data/aesthetic_aspects",
+        caption_weights=_LONG_AND_SHORT,
+    )
+    config.init_from = "runs/t2i_stage1"
+    config.model.grids = common.ASPECTS
     return config
 
 
@@ -87,6 +104,14 @@ def _scenes_stage2() -> ConfigDict:
     config: Any = _scenes_stage("stage2", 64, steps=3000)
     config.init_from = "demo_text/stage1"
     config.expected_loss = ((100, 1.2, 2.0), (500, 0.17, 0.27), (3000, 0.02, 0.045))
+    return config
+
+
+def _scenes_aspects() -> ConfigDict:
+    config: Any = _scenes_stage("aspects", 64, steps=3000)
+    config.update(tokenizer="demo_control/tokenizer", text_encoder="demo_control/t5")
+    config.data.update(train="demo_control/train", eval="demo_control/val")
+    config.model.grids = ((8, 8), (8, 12), (12, 8))
     return config
 
 

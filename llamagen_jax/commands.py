@@ -60,6 +60,15 @@ def seed(text: str) -> int:
     return value
 
 
+def size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels."""
+    sides = text.lower().split("x")
+    whole = [int(side) for side in sides if side.isascii() and side.isdigit()]
+    if len(sides) != 2 or len(whole) != 2 or not min(whole):
+        raise argparse.ArgumentTypeError(f"{text} must be WIDTHxHEIGHT in pixels, such as 384x256")
+    return whole[0], whole[1]
+
+
 def _told(function: Callable, *args):
     """The function's result; its InputError as the one that argparse adds the option's name to."""
     try:

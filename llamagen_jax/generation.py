@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from llamagen_jax import seeds, sharding, zoo
 from llamagen_jax.classes import find_class, full_names
 from llamagen_jax.errors import InputError
-from llamagen_jax.image_tokenizer import ImageTokenizer, check_codes, open_tokenizer
+from llamagen_jax.image_tokenizer import ImageTokenizer, check_codes, code_grid, open_tokenizer
 from llamagen_jax.images import resize, to_uint8
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.sampling import speculative
@@ -138,6 +138,39 @@ class ImageGenerator:
     @property
     def config(self) -> LlamaConfig:
         return self.model.config
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Grids that the model is trained for by their WIDTHxHEIGHT in pixels; its own first."""
+        grids = (self.config.grid, *self.config.trained_grids)
+        return {self.told_size(grid): grid for grid in grids}
+
+    def told_size(self, grid: tuple[int, int]) -> str:
+        """WIDTHxHEIGHT in pixels of the images of a grid."""
+        rows, columns = (side * self.tokenizer.downsampling for side in grid)
+        return f"{columns}x{rows}"
+
+    def for_size(self, size: tuple[int, int], *, extrapolate: bool = False) -> "ImageGenerator":
+        """The same generator, for images of (width, height) in pixels.
+
+        Args:
+          extrapolate: of `Llama.for_grid`.
+
+        Raises:
+          InputError: the downsampling does not divide the size, or the model is not trained for it
+            and is not to extrapolate.
+        """
+        width, height = size
+        grid = code_grid(self.tokenizer, (height, width))
+        if grid not in self.config.trained_grids and not extrapolate:
+            raise InputError(
+                f"{self.name} is not trained for images of {width}x{height}, but for "
+                f"{', '.join(self.sizes)}"
+            )
+        model, draft = self.model.for_grid(grid, extrapolate=extrapolate), self.draft
+        if draft:
+            draft = draft[0].for_grid(grid, extrapolate=extrapolate), draft[1]
+        return dataclasses.replace(self, model=model, draft=draft)
 
     def settings(self, **fields: Any) -> SamplingSettings:
         """Of `settings_for` this generator."""

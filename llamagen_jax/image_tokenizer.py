@@ -96,19 +96,21 @@ def check_codes(tokenizer_name: str, tokenizer: ImageTokenizer, num_codes: int) 
         )
 
 
-def code_grid(tokenizer: ImageTokenizer, image_size: int) -> tuple[int, int]:
-    """Rows and columns of the codes of square images of this size.
+def code_grid(tokenizer: ImageTokenizer, image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the codes of images of a side, or (height, width), in pixels.
 
     Raises:
       InputError: the tokenizer's downsampling does not divide the size.
     """
-    if image_size < 1 or image_size % tokenizer.downsampling:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    downsampling = tokenizer.downsampling
+    if min(height, width) < 1 or height % downsampling or width % downsampling:
+        told = width if width == height else f"{width}x{height}"
         raise InputError(
-            f"image size {image_size} must be a positive multiple of the tokenizer's downsampling "
-            f"{tokenizer.downsampling}"
+            f"image size {told} must be a positive multiple of the tokenizer's downsampling "
+            f"{downsampling}"
         )
-    side = image_size // tokenizer.downsampling
-    return side, side
+    return height // downsampling, width // downsampling
 
 
 def tile_codes(tokenizer: ImageTokenizer, tile_size: int) -> int:

@@ -70,6 +70,18 @@ def grid(images: np.ndarray) -> np.ndarray:
     return np.pad(picture, ((0, gap), (0, gap), (0, 0)), constant_values=255)
 
 
+def on_one_size(groups: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Arrays uint8 [..., H, W, 3] with white around the images, up to the largest H and W."""
+    height, width = (max(images.shape[axis] for images in groups) for axis in (-3, -2))
+    padded = []
+    for images in groups:
+        down, across = height - images.shape[-3], width - images.shape[-2]
+        around = [(down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)]
+        widths = [(0, 0)] * (images.ndim - 3) + around
+        padded.append(np.pad(images, widths, constant_values=255))
+    return padded
+
+
 def captioned_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> np.ndarray:
     """Lays uint8 [N, H, W, 3] out in rows like `grid`, each over its wrapped caption.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from flax.serialization import to_state_dict
 from tqdm import tqdm
 
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Loads, samples and writes; InputError says in one line what is wrong with `args`."""
+    if args.extrapolate and not args.size:
+        raise InputError("--extrapolate is for a --size that the generator is not trained for")
     if args.dry_run:
         print(_dry_run(args))
         return
@@ -64,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     if args.prompt_file or args.prompts:
         check_prompts(prompts, args.prompt_file or "--prompts")
     generator = ImageGenerator.open(args.generator, **models, draft=args.draft)
+    if args.size:
+        generator = _for_size(args, generator)
     is_text = generator.config.condition == "text"
     _check_condition(args, generator)
     edit = _edit(args, generator)
@@ -79,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
     shown |= {option: Path(name).name for option, name in names.items() if name}
     if args.control:
         shown |= {"control": args.control_kind or MAP, "control_scale": settings.control_scale}
+    if args.size:
+        shown["size"] = generator.told_size(generator.config.grid)
     check_layout(args.layout, suffix not in (".png", ".npz"), is_text, args.count)
     # Opened before the long work, so that a path that cannot be written is known at once.
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
@@ -94,8 +101,29 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote {len(repeated)} images to {output}")
 
 
+def _for_size(args: argparse.Namespace, generator: ImageGenerator) -> ImageGenerator:
+    """The generator for images of `--size`; tells where it extrapolates."""
+    width, height = args.size
+    if args.resize and width != height:
+        raise InputError(f"--resize makes squares: leave it out for images of {width}x{height}")
+    with naming("--size"):
+        generator = generator.for_size(args.size, extrapolate=args.extrapolate)
+    if trained := generator.model.position_grid:
+        logging.warning(
+            "%s is not trained for %dx%d: its positions are scaled to those of %s, and images are "
+            "worse than of that size",
+            generator.name,
+            width,
+            height,
+            generator.told_size(trained),
+        )
+    return generator
+
+
 def _dry_run(args: argparse.Namespace) -> str:
     """Of the generator alone; a published one is not fetched for it."""
+    if args.size:
+        raise InputError("--dry-run tells the memory of the generator's own size: leave out --size")
     with naming("--generator"):
         zoo.check_known(args.generator)
     if args.generator in zoo.PUBLISHED and not Path(args.generator).exists():
@@ -258,6 +286,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--control-scale", type=commands.number, help="multiplies what the control adds (1)"
+    )
+    what.add_argument(
+        "--size",
+        type=commands.size,
+        metavar="WIDTHxHEIGHT",
+        help="of the images in pixels, one that the generator is trained for (its grid_size)",
+    )
+    what.add_argument(
+        "--extrapolate",
+        action="store_true",
+        help="draw a --size that the generator is not trained for, the positions of its codes "
+        "scaled to those of the trained size of the nearest aspect ratio: worse images",
     )
     edit = parser.add_argument_group(
         "what to keep of an image",

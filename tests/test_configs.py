@@ -20,13 +20,16 @@ CONFIGS = (
     "c2i.py:3B-384",
     "control.py:t2i",
     "control.py:scenes",
+    "c2i.py:B-aspects",
     "digits.py:tokenizer",
     "digits.py:generator",
     "photos.py",
     "t2i.py:stage1",
     "t2i.py:stage2",
+    "t2i.py:aspects",
     "t2i.py:scenes-stage1",
     "t2i.py:scenes-stage2",
+    "t2i.py:scenes-aspects",
     "t2i.py:emoji",
     "vqgan.py:VQ-16",
     "vqgan.py:VQ-8",
@@ -42,7 +45,9 @@ LIKE_ANOTHER = (
     "c2i.py:3B-384",
     "control.py:t2i",
     "t2i.py:stage2",
+    "t2i.py:aspects",
     "t2i.py:scenes-stage2",
+    "t2i.py:scenes-aspects",
     "vqgan.py:VQ-8",
     "vqgan.py:finetune",
     "vqgan.py:scenes-finetune",
@@ -76,6 +81,8 @@ def test_every_config_takes_a_step_at_a_tiny_size(config):
         values["model"].update(condition_length=5, caption_dim=16)
         if values["model"]["control_layers"]:
             values["model"].update(tiny.CONTROL_SIZES)
+    if values["model"].get("grids"):
+        values["model"]["grids"] = ((4, 4), (2, 6))
     task = make_task(from_mapping(values))
     batch = {name: np.zeros((2, *leaf.shape), leaf.dtype) for name, leaf in task.example.items()}
     state, metrics = jax.jit(task.train_step)(task.init(), batch)

@@ -109,3 +109,19 @@ def test_bad_controls_are_told_in_one_line(options, folder, tmp_path, caplog):
     Image.new("1", (32, 16), 1).save(tmp_path / "white.png")
     run(*options, "--control", tmp_path / "white.png", "--output", tmp_path / "white_out.png")
     assert "white.png' is of one colour: it shows nothing" in caplog.text
+
+
+def test_control_has_the_shape_of_the_size(folder, tmp_path):
+    config = dataclasses.replace(CONFIG, grids=((2, 4), (4, 2)))
+    model, params = tiny.llama(config)
+    params = tiny.with_sizes(params)
+    export.write(tmp_path / "sized", model, params)
+    tall = np.random.default_rng(1).integers(0, 256, (32, 16, 3), np.uint8)
+    Image.fromarray(tall).save(tmp_path / "tall.png")
+    options = ["--generator", tmp_path / "sized", "--tokenizer", folder / "tokenizer"]
+    options += ["--labels", "3", "--guidance-scale", "2", "--size", "16x32"]
+    run(*options, "--control", tmp_path / "tall.png", "--output", tmp_path / "a.npz")
+    expected = generate(model.for_grid((4, 2)), params, [3], control=tall[None], **SETTINGS)
+    np.testing.assert_array_equal(codes_of(tmp_path / "a.npz"), expected)
+    line = fails(*options, "--control", folder / "maps" / "a.png")
+    assert "of 32x16 px, another shape than the images of 16x32 px" in line

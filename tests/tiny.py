@@ -177,6 +177,13 @@ def llama(config: LlamaConfig = LLAMA_CONFIG, seed: int = 0) -> tuple[Llama, dic
     return model, params
 
 
+def with_sizes(params: dict) -> dict:
+    """Parameters of a model of several grids whose sizes' embeddings are random instead of zero."""
+    embedding = params["condition_embedding"]
+    sizes = jax.random.normal(jax.random.key(9), embedding["sizes"].shape)
+    return params | {"condition_embedding": embedding | {"sizes": sizes}}
+
+
 def vqgan(config: VQGANConfig = VQGAN_CONFIG) -> tuple[VQGAN, dict]:
     """A tokenizer with random weights."""
     model = VQGAN(config)

@@ -2,7 +2,8 @@
 
 Every training batch is a function of (seed, step): of the stream of shuffled epochs it holds
 records step * B to (step + 1) * B, so a run goes on exactly from any step, on any number of
-processes and workers. An offset lets a run go on exactly with another B, too.
+processes and workers. An offset lets a run go on exactly with another B, too. Codes of several
+grids come in batches of one grid each, see `buckets`.
 """
 
 import concurrent.futures
@@ -22,6 +23,7 @@ from PIL import Image
 
 from llamagen_jax import control_maps
 from llamagen_jax.data import transforms
+from llamagen_jax.data.buckets import Order, buckets
 from llamagen_jax.data.sources import SOURCES, Source
 from llamagen_jax.errors import InputError, check_finite, nearest
 from llamagen_jax.files import LocalPath
@@ -106,10 +108,11 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """Endless batches of the training data from step `start` on, reshuffled every epoch.
 
-    Batches hold "image" (uint8 [b, S, S, 3]) or, for records with codes, "codes" (int32 [b, L]),
-    one row of the codes drawn at random, with `config.control` also "control" (uint8 [b, H, W, 3])
-    of the same crop, and what `condition` asks for. A broken record is replaced
-    by the next whole one of the stream; "skipped" (bool [b]) tells where.
+    Batches hold "image" (uint8 [b, S, S, 3]) or, for records with codes, "codes" (int32 [b, L], or
+    [b, rows, columns] where records tell their grid), one row of the codes drawn at random, with
+    `config.control` also "control" (uint8 [b, H, W, 3]) of the same crop, and what `condition` asks
+    for. A broken record is replaced by the next whole one of the stream; "skipped" (bool [b]) tells
+    where.
 
     Args:
       source: of the training data.
@@ -122,17 +125,20 @@ def train_batches(
         ValueError of it says that the record is broken.
       record_offset: moves all batches along the stream, see `work_folder.record_plan`.
       batch_size: over all processes, which get b = batch_size / process_count consecutive rows
-        each. Before broken records are replaced, every record is seen exactly once per epoch.
+        each. Before broken records are replaced, every record is seen exactly once per epoch; of
+        several grids, but for the rest of each grid's records that fills no batch, which is another
+        one in every epoch.
 
     Close the iterator if `config.workers` > 0.
 
-    Raises InputError, while iterating, if a record is of another kind (neither image nor codes, or
-    without the condition), or if 1000 records in a row are broken. A record without any of the
-    captions is a broken one.
+    Raises InputError if there are several grids and none fills a batch, or a `record_offset`; and,
+    while iterating, if a record is of another kind (neither image nor codes, or without the
+    condition), or if 1000 records in a row are broken. A record without any of the captions is a
+    broken one.
     """
     share = batch_size // process_count
-    first = record_offset + process_index * share
-    batches = _TrainBatches(source, config, condition, batch_size, seed, first, share)
+    rows = range(process_index * share, (process_index + 1) * share)
+    batches = _TrainBatches(source, config, condition, batch_size, seed, record_offset, rows)
     iterator = (
         grain.MapDataset.source(batches)[start:]
         # Elements are whole batches: a long buffer would load thousands of records ahead.
@@ -166,7 +172,8 @@ def eval_batches(
 
     Batches are those of `train_batches` with centre crops and the first row of the codes, and
     with "weight" (float32 [b]) instead of "skipped": 1 for a record, 0 for a row that pads. All
-    processes get the same number of batches. Broken records are left out with a warning.
+    processes get the same number of batches, one grid after another. Broken records are left out
+    with a warning.
 
     Args:
       source: of the held-out data.
@@ -176,17 +183,19 @@ def eval_batches(
     Raises InputError if none of the records can be read, or if one is of another kind.
     """
     load = functools.partial(_load, config, source, condition, _eval_example)
-    examples = map(load, range(len(source)))
-    padding = next((e for e in examples if not isinstance(e, _Broken)), None)
-    if padding is None:
+    parts = []
+    for bucket in buckets(source).values():
+        examples = map(load, map(bucket.__getitem__, range(len(bucket))))
+        padding = next((e for e in examples if not isinstance(e, _Broken)), None)
+        if padding is None:
+            continue
+        places = grain.MapDataset.range(len(bucket))[process_index::process_count]
+        examples = _without_broken(places.map(bucket.__getitem__).map(load))
+        count = -(-len(bucket) // batch_size)
+        parts.append(_padded_batches(examples, padding, batch_size // process_count, count))
+    if not parts:
         raise InputError(f"every record of {source!r} is broken: copy or write the data again")
-    share = grain.MapDataset.range(len(source)).map(load)[process_index::process_count]
-    return _padded_batches(
-        _without_broken(share),
-        padding,
-        batch_size // process_count,
-        -(-len(source) // batch_size),
-    )
+    return itertools.chain.from_iterable(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +263,7 @@ def _codes_example(
     config: DataConfig, record: dict, crop: int, rng: np.random.Generator | None = None
 ) -> dict:
     """The codes of one crop, with a control map of the same."""
-    example = {"codes": record["codes"][crop].astype(np.int32)}
+    example = {"codes": record["codes"][crop].astype(np.int32).reshape(record.get("grid", -1))}
     if config.control:
         encoded = record["control"][_kind(config, rng)][crop]
         example["control"] = np.asarray(transforms.decode(encoded))
@@ -332,21 +341,26 @@ class _TrainBatches:
         condition: Condition,
         batch_size: int,
         seed: int,
-        first: int,
-        count: int,
+        record_offset: int,
+        rows: range,
     ):
         self._source = source
-        self._order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        self._order = Order(source, batch_size, seed)
+        if record_offset and self._order.num_buckets > 1:
+            raise InputError(
+                "the batch size of a run on several grids cannot change: give the one from before"
+            )
         self._load = functools.partial(_load, config, source, condition, _train_example)
-        self._batch_size, self._seed, self._first, self._count = batch_size, seed, first, count
+        self._seed, self._offset, self._rows = seed, record_offset, rows
         self._threads = max((os.cpu_count() or 1) // max(config.workers, 1), 1)
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch_size
+        return sys.maxsize // self._order.batch_size
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        first = index * self._batch_size + self._first
-        rows = list(self._pool.map(self._example, range(first, first + self._count)))
+        bucket, first = self._order.batch(index)
+        places = [self._offset + first + row for row in self._rows]
+        rows = list(self._pool.map(functools.partial(self._example, bucket), places))
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     # Made by the process that loads, since it cannot be sent to one.
@@ -354,14 +368,12 @@ class _TrainBatches:
     def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
         return concurrent.futures.ThreadPoolExecutor(self._threads)
 
-    def _example(self, position: int) -> dict:
+    def _example(self, bucket: int, place: int) -> dict:
         reason = ""
         for tried in range(_MAX_BROKEN_RUN):
-            # By position in the stream, so that a record is augmented anew in every epoch.
-            rng = np.random.default_rng((self._seed, position + tried))
-            index = self._order[position + tried]
-            assert index is not None
-            example = self._load(index, rng)
+            # By place in the stream, so that a record is augmented anew in every epoch.
+            rng = np.random.default_rng((self._seed, (bucket << 48) + place + tried))
+            example = self._load(self._order.record(bucket, place + tried), rng)
             if not isinstance(example, _Broken):
                 return example | {"skipped": np.bool_(tried > 0)}
             reason = example.reason

@@ -1,10 +1,11 @@
 """Dataset folders: `*.array_record` shards of msgpack maps, described by a `manifest.json`.
 
 A record is a dict with any of these keys: `image` (encoded bytes), `label` (int), `captions`
-(dict of str by name), `codes` (uint16 [crops, L]: one row per crop of the image), `text` (dict of
-features by the caption's name, bfloat16 [t, C]: one row per token of the caption, no padding),
-`control` (dict by kind, such as "canny": beside codes a list of PNGs, one per crop; beside an image
-the bytes of a map of the whole image).
+(dict of str by name), `codes` (uint16 [crops, L]: one row per crop of the image), `grid` ([rows,
+columns] of the codes, where a folder has several), `text` (dict of features by the caption's name,
+bfloat16 [t, C]: one row per token of the caption, no padding), `control` (dict by kind, such as
+"canny": beside codes a list of PNGs, one per crop; beside an image the bytes of a map of the whole
+image).
 """
 
 import dataclasses
@@ -59,12 +60,20 @@ def _decode_array(code: int, data: bytes) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file of a dataset folder, as it was when it was written."""
+    """One file of a dataset folder, as it was when it was written.
+
+    `grids` tells of its records, in their order, (rows, columns, how many in a row have that grid);
+    it is () where they have no `grid`.
+    """
 
     name: str
     records: int
     bytes: int
     sha256: str
+    grids: tuple = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "grids", tuple(map(tuple, self.grids)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,21 +103,35 @@ class Manifest:
     """What a dataset folder holds; its `manifest.json`.
 
     `image_size` is the side of the stored (or encoded) images in pixels, None if it varies;
-    `code_shape` is (crops, L) where the records hold codes; `crops` and `crop_range` tell of which
-    crops they are, see `transforms.code_crops`. `text_encoder` is None where they hold no features.
-    `control` are the kinds of their control maps.
+    `code_shape` is (crops, L) where the records hold codes, L None if it varies; `crops` and
+    `crop_range` tell of which crops they are, see `transforms.code_crops`. `text_encoder` is None
+    where they hold no features. `control` are the kinds of their control maps.
     """
 
     shards: tuple[Shard, ...]
     image_size: int | None = None
     class_names: tuple[str, ...] = ()
     tokenizer: TokenizerId | None = None
-    code_shape: tuple[int, int] | None = None
+    code_shape: tuple[int, int | None] | None = None
     crops: str | None = None
     crop_range: float | None = None
     text_encoder: TextEncoderId | None = None
     control: tuple[str, ...] = ()
     version: int = SCHEMA_VERSION
+
+    @property
+    def grid_runs(self) -> tuple[tuple[tuple[int, int], int], ...]:
+        """How many records in a row have which (rows, columns) of codes; () without several."""
+        runs = [(run[:2], run[2]) for shard in self.shards for run in shard.grids]
+        return tuple(
+            (grid, sum(count for _, count in equal))
+            for grid, equal in itertools.groupby(runs, key=lambda run: run[0])
+        )
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """All (rows, columns) of codes; () where the records do not tell theirs."""
+        return tuple(sorted({grid for grid, _ in self.grid_runs}))
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "Manifest":
@@ -148,8 +171,12 @@ class Manifest:
 
     def write(self, folder: str | os.PathLike) -> None:
         """Replaces the manifest of a folder in one step."""
+        fields = dataclasses.asdict(self)
+        for shard in fields["shards"]:
+            if not shard["grids"]:
+                del shard["grids"]
         with staged(Path(folder) / "manifest.json", overwrite=True) as partial:
-            write_json(partial, dataclasses.asdict(self))
+            write_json(partial, fields)
 
 
 def write_dataset(
@@ -160,7 +187,7 @@ def write_dataset(
     image_size: int | None = None,
     class_names: tuple[str, ...] = (),
     tokenizer: TokenizerId | None = None,
-    code_shape: tuple[int, int] | None = None,
+    code_shape: tuple[int, int | None] | None = None,
     text_encoder: TextEncoderId | None = None,
 ) -> Manifest:
     """Writes a dataset folder of `shard_size` records per shard and returns its manifest.
@@ -193,12 +220,16 @@ def write_shard(path: Path, records: Iterable[dict]) -> Shard:
     """Writes one file of records and tells what it holds."""
     # Groups of one record make random access read exactly one record.
     writer = ArrayRecordWriter(str(path), "group_size:1")
-    count = 0
-    for record in records:
-        writer.write(to_bytes(record))
-        count += 1
+    count, runs = 0, []
+    for grid, equal in itertools.groupby(records, key=lambda record: record.get("grid")):
+        start = count
+        for record in equal:
+            writer.write(to_bytes(record))
+            count += 1
+        if grid is not None:
+            runs.append((*grid, count - start))
     writer.close()
-    return Shard(path.name, count, path.stat().st_size, _sha256(path))
+    return Shard(path.name, count, path.stat().st_size, _sha256(path), tuple(runs))
 
 
 def open_shards(folder: str | os.PathLike, manifest: Manifest) -> tuple[ArrayRecordDataSource, ...]:

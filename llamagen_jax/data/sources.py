@@ -234,7 +234,7 @@ class MixedCodesSource:
             if first is None or made_by is None:
                 raise InputError(f"{source!r} holds no codes: only folders of codes can be mixed")
             self._check("records", source, len(self._sources[0]), len(source))
-            for field in ("code_shape", "class_names", "control"):
+            for field in ("code_shape", "grid_runs", "class_names", "control"):
                 wanted, found = (getattr(m, field) for m in (self.manifest, source.manifest))
                 self._check(field, source, wanted, found)
             self._check("tokenizer", source, first.sha256, made_by.sha256)

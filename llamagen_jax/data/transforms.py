@@ -2,11 +2,15 @@
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
 from llamagen_jax.errors import InputError
+
+# The side of a square, or (height, width), in pixels.
+Size = int | tuple[int, int]
 
 # Kinds of `code_crops`, and how many crops each takes of an image.
 CODE_CROPS = {"center": 1, "center-flip": 2, "ten-crop": 10}
@@ -87,10 +91,12 @@ def check_background(background: str) -> None:
         ) from error
 
 
-def refuse_small(image: Image.Image, size: int) -> None:
-    """Raises ValueError if a side of the image is under `size` pixels."""
-    if min(image.size) < size:
-        raise ValueError(f"{image.width}x{image.height} px are less than {size}")
+def refuse_small(image: Image.Image, size: Size) -> None:
+    """Raises ValueError if the image has less than `size` pixels to a side."""
+    height, width = _sides(size)
+    if image.height < height or image.width < width:
+        told = width if width == height else f"{width}x{height}"
+        raise ValueError(f"{image.width}x{image.height} px are less than {told}")
 
 
 def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -99,14 +105,26 @@ def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
     return abs(height * wide / width - high) <= 1 or abs(width * high / height - wide) <= 1
 
 
-def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The centre of the image, its smaller side resized to `size`: uint8 [size, size, 3].
+def nearest_size(image: Image.Image, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) of the nearest aspect ratio, by its logarithm, then of nearest area."""
 
-    This is the crop of ADM (guided-diffusion), with which LlamaGen prepares images for
-    evaluation and for code extraction.
+    def distance(size: tuple[int, int]) -> tuple[float, float]:
+        down, across = math.log(size[0] / image.height), math.log(size[1] / image.width)
+        # Aspect ratios that are equal on paper differ by rounding here.
+        return round(abs(down - across), 9), abs(down + across)
+
+    return min(sizes, key=distance)
+
+
+def center_crop(image: Image.Image, size: Size) -> np.ndarray:
+    """The centre of the image, resized to just cover `size`: uint8 [height, width, 3].
+
+    For squares this is the crop of ADM (guided-diffusion), with which LlamaGen prepares images for
+    evaluation and for code extraction: their smaller side is resized to `size`.
     """
-    image, (width, height) = _smaller_side(image, size)
-    return _cut(image, (width, height), (height - size) // 2, (width - size) // 2, size)
+    image, (width, height) = _covering(image, size)
+    down, across = _sides(size)
+    return _cut(image, (width, height), ((height - down) // 2, (width - across) // 2), size)
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -116,10 +134,10 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.n
     random crop of ADM, with which LlamaGen trains its tokenizer.
     """
     smaller_side = int(rng.integers(size, random_crop_side(size), endpoint=True))
-    image, (width, height) = _smaller_side(image, smaller_side)
+    image, (width, height) = _covering(image, smaller_side)
     top = int(rng.integers(height - size, endpoint=True))
     left = int(rng.integers(width - size, endpoint=True))
-    return _cut(image, (width, height), top, left, size)
+    return _cut(image, (width, height), (top, left), size)
 
 
 def random_crop_side(size: int) -> int:
@@ -133,52 +151,60 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def code_crops(
-    image: Image.Image, size: int, kind: str, crop_range: float | None = None
+    image: Image.Image, size: Size, kind: str, crop_range: float | None = None
 ) -> np.ndarray:
     """The crops of an image whose codes a generator learns.
 
     "center" is the centre crop, "center-flip" that and its mirror image. "ten-crop" takes a centre
-    crop to int(size * crop_range); its corners (top left, top right, bottom left, bottom right) and
-    its centre follow, then the same five of its mirror image, in the order of torchvision's
-    TenCrop. The original extracts one set of codes at 1.1 and one at 1.05. The other kinds take no
-    `crop_range`.
+    crop to int(side * crop_range) for each side; its corners (top left, top right, bottom left,
+    bottom right) and its centre follow, then the same five of its mirror image, in the order of
+    torchvision's TenCrop. The original extracts one set of codes at 1.1 and one at 1.05. The other
+    kinds take no `crop_range`.
 
     Returns:
-      uint8 [CODE_CROPS[kind], size, size, 3].
+      uint8 [CODE_CROPS[kind], height, width, 3].
     """
     if kind != "ten-crop":
         crop = center_crop(image, size)
         return np.stack([crop, crop[:, ::-1]][: CODE_CROPS[kind]])
     assert crop_range is not None
-    pixels = center_crop(image, int(size * crop_range))
-    margin = len(pixels) - size
-    middle = round(margin / 2)  # to even, as torchvision does
-    places = (0, 0), (0, margin), (margin, 0), (margin, margin), (middle, middle)
+    height, width = (int(side * crop_range) for side in _sides(size))
+    pixels = center_crop(image, (height, width))
+    down, across = height - _sides(size)[0], width - _sides(size)[1]
+    middle = round(down / 2), round(across / 2)  # to even, as torchvision does
+    places = (0, 0), (0, across), (down, 0), (down, across), middle
     mirrored = pixels[:, ::-1]
-    return np.stack([_crop(side, *place, size) for side in (pixels, mirrored) for place in places])
+    return np.stack([_crop(side, place, size) for side in (pixels, mirrored) for place in places])
 
 
-def _smaller_side(image: Image.Image, size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The image, and the width and height to resize it to so that its smaller side is `size`."""
+def _sides(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _covering(image: Image.Image, size: Size) -> tuple[Image.Image, tuple[int, int]]:
+    """The image, and the width and height to resize it to so that it just covers `size`."""
+    height, width = _sides(size)
     # Box halving first keeps bicubic, at less than a factor of two, free of aliasing; the
     # results match the original only with both steps.
-    while min(image.size) >= 2 * size:
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(height / image.height, width / image.width)
     return image, (round(image.width * scale), round(image.height * scale))
 
 
 def _cut(
-    image: Image.Image, resized: tuple[int, int], top: int, left: int, size: int
+    image: Image.Image, resized: tuple[int, int], place: tuple[int, int], size: Size
 ) -> np.ndarray:
-    """A square of the image once it is resized to a width and height: uint8 [size, size, 3]."""
-    if max(resized) <= _MOST_ENLARGED * size:
-        return _crop(np.asarray(image.resize(resized, Image.Resampling.BICUBIC)), top, left, size)
+    """A part of the image once it is resized to a width and height, at a place (top, left)."""
+    (top, left), (height, width) = place, _sides(size)
+    if max(resized) <= _MOST_ENLARGED * min(height, width):
+        return _crop(np.asarray(image.resize(resized, Image.Resampling.BICUBIC)), place, size)
     # A strip one pixel wide would take gigabytes; only what is seen of it is enlarged.
     x, y = image.width / resized[0], image.height / resized[1]
-    box = left * x, top * y, (left + size) * x, (top + size) * y
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
+    box = left * x, top * y, (left + width) * x, (top + height) * y
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
 
 
-def _crop(pixels: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
-    return pixels[top : top + size, left : left + size]
+def _crop(pixels: np.ndarray, place: tuple[int, int], size: Size) -> np.ndarray:
+    (top, left), (height, width) = place, _sides(size)
+    return pixels[top : top + height, left : left + width]

@@ -88,7 +88,13 @@ def generator_figures(
       InputError: they cannot be read, or have neither labels nor captions, as the generator needs.
     """
     config = generator.config
-    size = config.grid[0] * generator.tokenizer.downsampling
+    rows, columns = config.grid
+    if rows != columns:
+        raise InputError(
+            f"{generator.name} makes images of {generator.told_size(config.grid)}: it is compared "
+            "with squares, so give its config a square grid_size"
+        )
+    size = rows * generator.tokenizer.downsampling
     batch = _read(location, size, count, config.condition)
     codes, resizing = batch.get("codes"), []
     if codes is None:
@@ -216,6 +222,8 @@ def _conditions(generator: ImageGenerator, batch: dict[str, np.ndarray]) -> dict
 def _read(location: str, size: int, count: int, condition: str | None) -> dict[str, np.ndarray]:
     """Arrays of `pipeline.eval_batches` in one batch; captions of images as strings, "caption"."""
     source = open_source(location)
+    if source.manifest and source.manifest.grids:
+        raise InputError(f"{location} holds codes of several sizes: give images instead")
     spread = _Spread(source, np.linspace(0, len(source), count, endpoint=False, dtype=int))
     if len(source) <= count:
         spread = _Spread(source, np.arange(len(source)))

@@ -18,9 +18,13 @@ class ControlEncoder(nn.Module):
     """A small vision transformer: the patch where a code lies becomes the code's token.
 
     Its positions are rotary, so that it reads images of any grid of codes.
+
+    Attributes:
+      position_grid: of `Llama`.
     """
 
     config: LlamaConfig
+    position_grid: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, control: UInt8[AnyArray, "B H W 3"]) -> Float[Array, "B L C"]:
@@ -35,6 +39,7 @@ class ControlEncoder(nn.Module):
         table = rope_table(
             c.grid,
             CONTROL_HEAD_DIM,
+            position_grid=self.position_grid,
             base=c.rope_base,
             condition_length=0,
             condition_rope="identity",

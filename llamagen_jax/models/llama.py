@@ -5,6 +5,7 @@ H heads, K key-value heads, Dh head width, N layers, V vocabulary, F depths wher
 P = T + L - 1 positions of inputs.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from llamagen_jax.models.condition import ConditionEmbedding
 from llamagen_jax.models.control import ControlEncoder, check_control
 from llamagen_jax.models.layers import AnyArray, RMSNorm, dense, normal_init, split_batch
 from llamagen_jax.models.llama_config import LlamaConfig
-from llamagen_jax.models.rope import rope_table, rotate
+from llamagen_jax.models.rope import rope_table, rotate, stack_tables
 
 # What the matrices of the layers and of the output are of.
 WEIGHTS = ("float", "int8")
@@ -81,6 +82,7 @@ class Llama(nn.Module):
       remat: what layers keep for the backward pass: "none" recomputes nothing, "dots" keeps the
         outputs of the projections, "full" the layers' inputs alone.
       weights: one of `WEIGHTS`; "int8" is for parameters of `for_decoding`, and for these alone.
+      position_grid: of `for_grid`; None where the model is trained for its grid.
     """
 
     config: LlamaConfig
@@ -88,13 +90,14 @@ class Llama(nn.Module):
     attention: str = "xla"
     remat: str = "none"
     weights: str = "float"
+    position_grid: tuple[int, int] | None = None
 
     def setup(self):
         c = self.config
         self.codes_embedding = nn.Embed(c.vocab_size, c.dim, embedding_init=normal_init)
         self.condition_embedding = ConditionEmbedding(c)
         if c.control_layers:
-            self.control_encoder = ControlEncoder(c)
+            self.control_encoder = ControlEncoder(c, self.position_grid)
             # From zero, so that training begins with the model as it is without control.
             shape = len(c.control_depths), c.control_dim, c.dim
             self.control_fusion = self.param("control_fusion", nn.initializers.zeros, shape)
@@ -172,9 +175,16 @@ class Llama(nn.Module):
         condition: Shaped[AnyArray, "B ..."],
         condition_mask: Bool[AnyArray, "B T"] | None = None,
         drop: Bool[AnyArray, " B"] | None = None,
+        sizes: Integer[AnyArray, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Condition tokens [B, T, D]; `drop`, bool [B], puts the null condition in its place."""
-        return self.condition_embedding(condition, condition_mask, drop)
+        """Condition tokens [B, T, D]; `drop`, bool [B], puts the null condition in its place.
+
+        `sizes` is that of `transform`.
+        """
+        c, size = self.config, sizes
+        if c.grids and sizes is None:
+            size = c.size_index(self.position_grid or c.grid)
+        return self.condition_embedding(condition, condition_mask, drop, size)
 
     def embed_control(
         self, control: UInt8[AnyArray, "B H W 3"], scale: AnyArray | float = 1.0
@@ -214,6 +224,7 @@ class Llama(nn.Module):
         cache: Cache | None = None,
         train: bool = False,
         control: Float[AnyArray, "B F P D"] | None = None,
+        sizes: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], Cache | None]:
         """Runs the layers on Q positions.
 
@@ -226,6 +237,8 @@ class Llama(nn.Module):
             room for is attended to, and read.
           train: apply dropout.
           control: of `embed_control`; None for none.
+          sizes: int [B], which of `config.trained_grids` each row's codes are on; None for the grid
+            of the model.
 
         Returns:
           [B, Q, D] before the last norm, and the cache with these positions filled in.
@@ -233,17 +246,15 @@ class Llama(nn.Module):
         c = self.config
         num_keys = x.shape[1] if cache is None else jax.tree.leaves(cache)[0].shape[-2]
         valid = key_validity(condition_mask, num_keys)
-        table = rope_table(
-            c.grid,
-            c.head_dim,
-            base=c.rope_base,
-            condition_length=c.condition_length,
-            condition_rope=c.condition_rope,
-        )
+        if sizes is None:
+            cos_sin = self._rope_table(c.grid, self.position_grid)[positions]
+        else:
+            tables = stack_tables(map(self._rope_table, c.trained_grids))
+            cos_sin = tables[sizes[:, None], positions]
         mask = None if cache is None else attention_mask(positions, num_keys, valid)
         if control is not None:
             control = _at_positions(control, positions, cache is not None)
-        queries = Queries(positions, table[positions], valid, mask, control)
+        queries = Queries(positions, cos_sin, valid, mask, control)
         rates = np.linspace(0, c.drop_path, c.n_layers, dtype=np.float32)
         depths = np.full(c.n_layers, len(c.control_depths))
         depths[list(c.control_depths)] = np.arange(len(c.control_depths))
@@ -254,6 +265,17 @@ class Llama(nn.Module):
             x, layer_cache = layer(x, rates[i], depths[i], cache and cache[i], queries, train)
             new_cache.append(layer_cache)
         return x, None if cache is None else new_cache
+
+    def _rope_table(self, grid, position_grid=None):
+        c = self.config
+        return rope_table(
+            grid,
+            c.head_dim,
+            position_grid=position_grid,
+            base=c.rope_base,
+            condition_length=c.condition_length,
+            condition_rope=c.condition_rope,
+        )
 
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Final norm and output layer: [..., D] to float32 [..., V]."""
@@ -270,11 +292,34 @@ class Llama(nn.Module):
         condition_mask: Bool[AnyArray, "B T"] | None,
         cache: Cache,
         control: Float[AnyArray, "B F P D"] | None = None,
+        sizes: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """`transform`, then the logits [B, V] of the last position; also returns the cache."""
-        x, filled = self.transform(x, positions, condition_mask, cache, control=control)
+        x, filled = self.transform(
+            x, positions, condition_mask, cache, control=control, sizes=sizes
+        )
         assert filled is not None
         return self.logits(x[:, -1]), filled
+
+    def for_grid(self, grid: tuple[int, int], *, extrapolate: bool = False) -> "Llama":
+        """The model that draws another grid of codes with the same parameters.
+
+        Args:
+          grid: rows and columns.
+          extrapolate: let a grid that the model is not trained for take the positions and the size
+            of the trained one that is nearest in aspect ratio: positions are scaled to span its
+            rows and columns (arXiv 2306.15595). Images are then worse than those of trained grids.
+
+        Raises:
+          InputError: the model is not trained for the grid, and is not to extrapolate.
+        """
+        position_grid = None
+        if extrapolate and grid not in self.config.trained_grids:
+            position_grid = self.config.nearest_grid(grid)
+        else:
+            self.config.size_index(grid)
+        config = dataclasses.replace(self.config, grid_size=grid)
+        return self.clone(config=config, position_grid=position_grid)
 
     def for_decoding(self, params: dict, weights: str = "float") -> tuple["Llama", dict]:
         """The same model and parameters, laid out so that a decoding step reads each weight once.

@@ -1,8 +1,9 @@
 """Sizes of the transformer over image codes."""
 
 import dataclasses
+import math
 
-from llamagen_jax.errors import check_finite
+from llamagen_jax.errors import InputError, check_finite
 
 # Width of a head of the encoder of control images.
 CONTROL_HEAD_DIM = 64
@@ -15,6 +16,8 @@ class LlamaConfig:
     Attributes:
       n_kv_heads: key-value heads shared by groups of query heads; None for one per query head.
       grid_size: side of a square grid of codes, or its (rows, columns); see `grid`.
+      grids: (rows, columns) of all grids that the model is trained for, each of which has an
+        embedding that its condition tokens carry; () where it is trained for `grid` alone.
       condition: "class" (a label below num_classes; num_classes itself is the null class) or
         "text" (caption_dim features for condition_length tokens).
       condition_length: condition tokens before the codes; 1 for classes, 120 for text.
@@ -43,6 +46,7 @@ class LlamaConfig:
     n_kv_heads: int | None = None
     vocab_size: int = 16384
     grid_size: int | tuple[int, ...] | list[int] = 16
+    grids: tuple | list = ()
     condition: str = "class"
     num_classes: int = 1000
     condition_length: int = 1
@@ -112,12 +116,43 @@ class LlamaConfig:
         # One spelling for each grid, so that equal configurations compare equal.
         rows, columns = sides
         object.__setattr__(self, "grid_size", rows if rows == columns else (rows, columns))
+        for grid in self.grids:
+            sides = grid if isinstance(grid, tuple | list) else ()
+            if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+                raise ValueError(f"grids has {grid}: it must hold pairs of (rows, columns)")
+        grids = tuple((rows, columns) for rows, columns in self.grids)
+        if len(set(grids)) < len(grids):
+            raise ValueError(f"grids={grids} must be different")
+        object.__setattr__(self, "grids", grids)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the codes, which are read row by row."""
         size = self.grid_size
         return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def trained_grids(self) -> tuple[tuple[int, int], ...]:
+        """All grids that the model is trained for."""
+        return tuple(self.grids) or (self.grid,)
+
+    def nearest_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The grid of `trained_grids` of the nearest aspect ratio, and of those of nearest area."""
+
+        def distance(trained: tuple[int, int]) -> tuple[float, float]:
+            rows, columns = math.log(trained[0] / grid[0]), math.log(trained[1] / grid[1])
+            return abs(rows - columns), abs(rows + columns)
+
+        return min(self.trained_grids, key=distance)
+
+    def size_index(self, grid: tuple[int, int]) -> int:
+        """Which of `trained_grids` a grid is; InputError where it is none."""
+        if grid not in self.trained_grids:
+            known = ", ".join(f"{rows}x{columns}" for rows, columns in self.trained_grids)
+            raise InputError(
+                f"the model is not trained for a grid of {grid[0]}x{grid[1]} codes, but for {known}"
+            )
+        return self.trained_grids.index(grid)
 
     @property
     def head_dim(self) -> int:

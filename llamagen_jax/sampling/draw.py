@@ -78,12 +78,14 @@ def prefill(
     condition: Shaped[AnyArray, "B ..."],
     condition_mask: Bool[AnyArray, "B T"] | None,
     control: Float[AnyArray, "rows F P D"] | None = None,
+    sizes: Integer[AnyArray, " B"] | None = None,
 ) -> tuple[Float[Array, "rows V"], Cache]:
     """Feeds the condition, and below it the null condition where the empty cache has 2B rows.
 
     Args:
       apply: of the model with its variables.
       control: of `embed_control`.
+      sizes: of `Llama.transform`.
 
     Returns:
       float32 logits of the first code [rows, V], and the cache with the condition's positions.
@@ -93,8 +95,10 @@ def prefill(
         drop = jnp.repeat(jnp.array([False, True]), B)
         condition = jnp.concatenate([condition, condition])
         mask = None if mask is None else jnp.tile(mask, (2, 1))
-    x = apply(condition, mask, drop, method="embed_condition")
-    return apply(x, jnp.arange(x.shape[1])[None], mask, cache, control, method="extend")
+        sizes = None if sizes is None else jnp.tile(sizes, 2)
+    x = apply(condition, mask, drop, sizes, method="embed_condition")
+    positions = jnp.arange(x.shape[1])[None]
+    return apply(x, positions, mask, cache, control, sizes, method="extend")
 
 
 def num_rows(cache: Cache) -> int:

@@ -78,23 +78,25 @@ def advance(
     pick: Callable,
     samples: Any,
     width: int,
-    num_columns: int,
+    num_columns: Integer[AnyArray, "B 1"] | int,
     progress: Progress,
     cache: Cache,
+    lengths: Integer[AnyArray, " B"] | None = None,
 ) -> tuple[Progress, Cache]:
     """One pass over the next `width` codes of each sample; with 1 it is the plain decoder's step.
 
     Args:
       score, pick, samples: of `windows.verify`.
-      num_columns: of the grid of codes.
+      num_columns: of the grid of codes, or of each sample's.
+      lengths: of `windows.place`.
     """
-    places = windows.place(progress, width)
+    places = windows.place(progress, width, lengths)
     progress, cache = windows.verify(score, pick, samples, progress, places, cache)
     codes = _copy_above(progress.codes, places[:, -1:] + 1, num_columns)
     return progress._replace(codes=draw.keep_known(progress.known, codes)), cache
 
 
-def _copy_above(codes, first, num_columns: int):
+def _copy_above(codes, first, num_columns):
     """Codes [B, L] with those from `first` [B, 1] on copied from the nearest above that is earlier.
 
     Copying the one to the left, drawing from its distribution or a constant code took more passes.

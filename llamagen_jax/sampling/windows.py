@@ -56,9 +56,16 @@ def start(
     return Progress(codes, jnp.ones_like(first), jnp.ones_like(first), known)
 
 
-def place(progress: Progress, width: int) -> Int[Array, "B W"]:
-    """What the next pass computes: from the first code that is not done, if as many are left."""
-    first = jnp.minimum(progress.done, progress.codes.shape[1] - width)
+def place(
+    progress: Progress, width: int, lengths: Integer[AnyArray, " B"] | int | None = None
+) -> Int[Array, "B W"]:
+    """What the next pass computes: from the first code that is not done, if as many are left.
+
+    Args:
+      lengths: codes of each sample, at least `width`; None for all that there is room for.
+    """
+    lengths = progress.codes.shape[1] if lengths is None else lengths
+    first = jnp.minimum(progress.done, lengths - width)
     return first[:, None] + jnp.arange(width)
 
 
@@ -70,10 +77,12 @@ def score(
     codes: Integer[AnyArray, "B W"],
     places: Integer[AnyArray, "B W"],
     cache: Cache,
+    sizes: Integer[AnyArray, " B"] | None = None,
 ) -> tuple[Float[Array, "rows W V"], Cache]:
     """Logits of the codes at `places`, which are drawn after the codes before them.
 
-    `control` is of `draw.embed_control`, for the rows of the cache and perhaps for more.
+    `control` is of `draw.embed_control`, for the rows of the cache and perhaps for more; `sizes` is
+    that of `Llama.transform`.
     """
     branches = draw.num_rows(cache) // len(codes)
     codes = jnp.tile(codes, (branches, 1))
@@ -81,7 +90,8 @@ def score(
     mask = None if condition_mask is None else jnp.tile(condition_mask, (branches, 1))
     x = apply(codes, method="embed_codes")
     control = None if control is None else control[: len(codes)]
-    x, cache = apply(x, positions, mask, cache, control=control, method="transform")
+    sizes = None if sizes is None else jnp.tile(sizes, branches)
+    x, cache = apply(x, positions, mask, cache, control=control, sizes=sizes, method="transform")
     return apply(x, method="logits"), cache
 
 

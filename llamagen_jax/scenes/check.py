@@ -12,13 +12,13 @@ from scipy import ndimage
 
 from llamagen_jax.scenes.world import BACKGROUND, COLORS, Scene
 
-_SIDE = 64  # every image is read at this size
+_SIDE = 64  # the shorter side that every image is read at
 _SMALLEST = 0.01  # of the image's area that a thing covers
 _LOWEST_OVERLAP = 0.7  # of a thing with the ideal shape; less is no shape at all
 
 
 class Found(NamedTuple):
-    """A thing in an image; `x` and `y` of its centre of mass are fractions of the side."""
+    """A thing in an image; `x` and `y` of its centre of mass are fractions of width and height."""
 
     color: str
     shape: str
@@ -38,7 +38,7 @@ class Score(NamedTuple):
 
 
 def score(images: np.ndarray, scenes: Sequence[Scene]) -> Score:
-    """Compares uint8 images [N, S, S, 3] with the scenes that they should show."""
+    """Compares uint8 images [N, H, W, 3] with the scenes that they should show."""
     verdicts = [compare(image, scene) for image, scene in zip(images, scenes, strict=True)]
     related = [relation for _, relation in verdicts if relation is not None]
     things = np.mean([things for things, _ in verdicts])
@@ -46,7 +46,7 @@ def score(images: np.ndarray, scenes: Sequence[Scene]) -> Score:
 
 
 def compare(image: np.ndarray, scene: Scene) -> tuple[bool, bool | None]:
-    """Whether a uint8 image [S, S, 3] shows the things of a scene, and in the right relation.
+    """Whether a uint8 image [H, W, 3] shows the things of a scene, and in the right relation.
 
     Of a scene without a relation the second is None; where the things are wrong, so is it.
     """
@@ -63,13 +63,15 @@ def compare(image: np.ndarray, scene: Scene) -> tuple[bool, bool | None]:
 
 
 def find(image: np.ndarray) -> list[Found]:
-    """The things in an image uint8 [S, S, 3].
+    """The things in an image uint8 [H, W, 3].
 
     A pixel that blends a colour with the white background lies on the line between the two, so its
     difference from white tells the colour by its direction and the share of it by its length.
     Shapes are told by their overlap with ideal ones of the same centre and area.
     """
-    small = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    scale = _SIDE / min(image.shape[:2])
+    height, width = (round(side * scale) for side in image.shape[:2])
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
     ink = np.array(BACKGROUND, np.float32) - np.asarray(small, np.float32)
     inks = np.array(BACKGROUND, np.float32) - np.array(list(COLORS.values()), np.float32)
     lengths = np.linalg.norm(inks, axis=1)
@@ -81,7 +83,7 @@ def find(image: np.ndarray) -> list[Found]:
         parts, count = cast(tuple[np.ndarray, int], labelled)
         for part in range(1, count + 1):
             mask = np.asarray(ndimage.binary_fill_holes(parts == part))
-            if mask.sum() >= _SMALLEST * _SIDE**2:
+            if mask.sum() >= _SMALLEST * mask.size:
                 found.append(_classify(mask, color))
     return found
 
@@ -96,7 +98,8 @@ def _classify(mask: np.ndarray, color: str) -> Found:
     shape = max(overlaps, key=overlaps.__getitem__)
     if overlaps[shape] < _LOWEST_OVERLAP:
         shape = "blob"
-    return Found(color, shape, (column + 0.5) / _SIDE, (row + 0.5) / _SIDE)
+    height, width = mask.shape
+    return Found(color, shape, (column + 0.5) / width, (row + 0.5) / height)
 
 
 def _ideal_shapes(x: np.ndarray, y: np.ndarray, area: float) -> dict[str, np.ndarray]:

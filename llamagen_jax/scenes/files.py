@@ -10,6 +10,7 @@ import io
 import json
 import re
 import tarfile
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,14 @@ _DEFECT_SHARE = 0.25
 _MOST_PROMPTS = 1000  # of the few thousand different ones that there are
 
 
-def write_metadata(output: str, *, count: int, seed: int, held_out: bool = False) -> None:
+def write_metadata(
+    output: str,
+    *,
+    count: int,
+    seed: int,
+    held_out: bool = False,
+    sizes: Sequence[tuple[int, int]] = ((1, 1),),
+) -> None:
     """Writes a parquet file of `count` rows, a quarter of them with one defect each.
 
     The columns are LAION-COCO's URL, TEXT, WIDTH, HEIGHT, similarity, hash and pwatermark,
@@ -37,6 +45,7 @@ def write_metadata(output: str, *, count: int, seed: int, held_out: bool = False
 
     Args:
       held_out: show the combinations that training scenes never do (`scenes.HELD_OUT`).
+      sizes: (width, height) of images to come, whose aspect ratios the rows have by chance.
 
     Raises:
       InputError: the count is impossible, or the output exists or cannot be written.
@@ -46,26 +55,30 @@ def write_metadata(output: str, *, count: int, seed: int, held_out: bool = False
         raise InputError(f"count {count} must be at least 1")
     duckdb = import_extra("duckdb")
     split = "held-out" if held_out else "train"
-    rows = [_row(split, seed, number) for number in tqdm(range(count), desc="scenes", unit="row")]
+    numbers = tqdm(range(count), desc="scenes", unit="row")
+    rows = [_row(split, seed, number, sizes) for number in numbers]
     with staged(output) as partial, duckdb.connect() as database:
         database.register("rows", {name: np.array([row[name] for row in rows]) for name in rows[0]})
         database.sql("SELECT * FROM rows").write_parquet(str(partial))
     print(f"wrote {count} rows to {output}")
 
 
-def _row(split: str, seed: int, number: int) -> dict:
+def _row(split: str, seed: int, number: int, sizes: Sequence[tuple[int, int]]) -> dict:
     rng = np.random.default_rng((seed, number, 1))
     defect = str(rng.choice(_DEFECTS)) if rng.random() < _DEFECT_SHARE else ""
     if defect == "duplicate":
         number = int(rng.integers(number + 1))
     url = f"https://scenes.example/{split}/{seed}/{number}.jpg"
     side = int(rng.integers(24, 128) if defect == "size" else rng.integers(256, 1025))
+    # By a generator of its own, so that all else is what it is for squares.
+    width, height = sizes[int(np.random.default_rng((seed, number, 2)).integers(len(sizes)))]
+    scale = side / min(width, height)
     texts = _scene_and_captions(split, seed, number)[1]
     return {
         "URL": "none" if defect == "url" else url,
         "TEXT": texts["short"],
-        "WIDTH": side,
-        "HEIGHT": side,
+        "WIDTH": round(width * scale),
+        "HEIGHT": round(height * scale),
         "similarity": rng.uniform(0.1, 0.25) if defect == "similarity" else rng.uniform(0.3, 0.45),
         "hash": int.from_bytes(hashlib.sha256(url.encode()).digest()[:7]),
         "pwatermark": rng.uniform(0.6, 1) if defect == "watermark" else rng.uniform(0, 0.4),
@@ -83,9 +96,10 @@ def _scene_and_captions(split: str, seed: int, number: int) -> tuple[Scene, dict
 def render_shards(metadata: str, output: str, *, image_size: int, shard_size: int = 10_000) -> None:
     """Draws the scenes of a list of rows into tar shards like those of img2dataset.
 
-    An image has the side `image_size`, or its row's WIDTH where that is less, as with
-    `img2dataset --resize_mode keep_ratio --resize_only_if_bigger True`; .txt holds TEXT, and .json
-    also the captions "long" and "short". Rows with an address of no scene are skipped and counted.
+    An image has its row's aspect ratio, and the shorter side `image_size`, or its row's where that
+    is less, as with `img2dataset --resize_mode keep_ratio --resize_only_if_bigger True`; .txt holds
+    TEXT, and .json also the captions "long" and "short". Rows with an address of no scene are
+    skipped and counted.
 
     Args:
       metadata: what `write_metadata` or `filter` of it wrote.
@@ -96,7 +110,7 @@ def render_shards(metadata: str, output: str, *, image_size: int, shard_size: in
     """
     if image_size < 8 or shard_size < 1:
         raise InputError(f"image size {image_size} or shard size {shard_size} is too small")
-    rows = read_rows(metadata, "URL", "TEXT", "WIDTH", "long", "short")
+    rows = read_rows(metadata, "URL", "TEXT", "WIDTH", "HEIGHT", "long", "short")
     scenes = [(match, row) for row in rows if (match := _URL.fullmatch(row[0]))]
     if not scenes:
         raise InputError(f"no row of {metadata} is the address of a scene: check the path")
@@ -147,18 +161,20 @@ def read_rows(metadata: str, *columns: str) -> list[tuple]:
 def _add_sample(
     tar: tarfile.TarFile, key: str, match: re.Match, row: tuple, image_size: int
 ) -> None:
-    url, text, width, long, short = row
+    url, text, width, height, long, short = row
     split, seed, number = match.groups()
     scene, _ = _scene_and_captions(split, int(seed), int(number))
-    side = min(image_size, width)
+    shorter = min(width, height)
+    scale = min(image_size, shorter) / shorter
+    width, height = round(width * scale), round(height * scale)
     jpeg = io.BytesIO()
-    Image.fromarray(render(scene, side)).save(jpeg, "jpeg", quality=95, subsampling=0)
+    Image.fromarray(render(scene, (height, width))).save(jpeg, "jpeg", quality=95, subsampling=0)
     fields = {
         "url": url,
         "key": key,
         "status": "success",
-        "width": side,
-        "height": side,
+        "width": width,
+        "height": height,
         "caption": text,
         "long": long,
         "short": short,
@@ -185,6 +201,14 @@ def add_scenes_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out", action="store_true", help="combinations that are never trained on"
     )
+    parser.add_argument(
+        "--sizes",
+        type=commands.size,
+        nargs="+",
+        default=((1, 1),),
+        metavar="WIDTHxHEIGHT",
+        help="aspect ratios of the images, by sizes that have them (square)",
+    )
 
 
 def add_prompts_arguments(parser: argparse.ArgumentParser) -> None:
@@ -207,7 +231,7 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
         "output", type=commands.path, metavar="OUTPUT", help="folder of tar shards to write"
     )
     parser.add_argument(
-        "--image-size", type=commands.whole, default=64, help="side of the images (64)"
+        "--image-size", type=commands.whole, default=64, help="shorter side of the images (64)"
     )
     parser.add_argument(
         "--shard-size", type=commands.whole, default=10_000, help="images per shard (10000)"

@@ -21,7 +21,7 @@ COLORS = {
     "purple": (170, 50, 190),
 }
 SHAPES = ("circle", "square", "triangle")
-# Radius of a shape as a fraction of the image's side.
+# Radius of a shape as a fraction of the image's shorter side.
 SIZES = {"small": 0.16, "large": 0.21}
 # How the first of two objects lies to the second, and the second to the first.
 RELATIONS = {"left of": "right of", "above": "below"}
@@ -54,7 +54,7 @@ _SUPERSAMPLING = 4
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One shape; `x` and `y` of its centre are fractions of the image's side."""
+    """One shape; `x` and `y` of its centre are fractions of the image's width and height."""
 
     shape: str
     color: str
@@ -226,13 +226,18 @@ def held_out_prompts(count: int, seed: int) -> list[Prompt]:
     return list(prompts.values())
 
 
-def render(scene: Scene, size: int) -> np.ndarray:
-    """The scene as uint8 [size, size, 3], its edges smoothed."""
-    side = size * _SUPERSAMPLING
-    image = Image.new("RGB", (side, side), BACKGROUND)
+def render(scene: Scene, size: int | tuple[int, int]) -> np.ndarray:
+    """The scene as uint8 [height, width, 3], its edges smoothed.
+
+    Args:
+      size: side of a square, or (height, width), in pixels.
+    """
+    sides = (size, size) if isinstance(size, int) else size
+    height, width = (side * _SUPERSAMPLING for side in sides)
+    image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
-        x, y, r = thing.x * side, thing.y * side, SIZES[thing.size] * side
+        x, y, r = thing.x * width, thing.y * height, SIZES[thing.size] * min(height, width)
         color = COLORS[thing.color]
         if thing.shape == "circle":
             draw.ellipse((x - r, y - r, x + r, y + r), fill=color)

@@ -8,7 +8,7 @@ import binascii
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -207,11 +207,15 @@ def check_model(model: str | None, name: str) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-def check_size(body: ImagesBody, name: str, size: str) -> None:
-    """Refuses another size than the model's."""
-    if body.size not in (None, "auto", size):
-        message = f"'{name}' makes images of {size}, not of '{body.size}'"
+def size_of(body: ImagesBody, name: str, sizes: Iterable[str]) -> str:
+    """The one of `sizes`, the default first, that is asked for; ApiError where it is none."""
+    sizes = list(sizes)
+    if body.size in (None, "auto"):
+        return sizes[0]
+    if body.size not in sizes:
+        message = f"'{name}' makes images of {', '.join(sizes)}, not of '{body.size}'"
         raise ApiError(400, message, param="size", code="invalid_value")
+    return body.size
 
 
 def partial_at(body: ImagesBody, grid: tuple[int, int]) -> list[int]:

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.images import to_uint8
 from llamagen_jax.inpainting import Edit
 from llamagen_jax.models.control import check_control
+from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling import jacobi
 from llamagen_jax.sampling.generate import choose_decoder
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -52,12 +54,22 @@ class _Image:
     ticket: Ticket
     index: int
     sample: slots.Samples
+    grid: tuple[int, int]
     done: int = 0
     partials: int = 0
 
     @property
     def settings(self) -> SamplingSettings:
         return self.ticket.request.settings[self.index]
+
+    @property
+    def length(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def guided(self) -> bool:
+        """Whether codes are left to draw that are guided."""
+        return self.done < self.settings.num_guided(self.length)
 
 
 @dataclasses.dataclass
@@ -171,12 +183,9 @@ class Engine:
         if isinstance(request.subject, str):
             self._check_length(request.subject)
         if request.control is not None:
-            check_control(self.generator.config, request.control[None])
-        ticket, config = Ticket(request, deliver), self.generator.config
-        images = [
-            _Image(ticket, index, slots.sample_of(settings, 0, config, request.control is not None))
-            for index, settings in enumerate(request.settings)
-        ]
+            check_control(self._config(request), request.control[None])
+        ticket = Ticket(request, deliver)
+        images = [self._image(ticket, index) for index in range(len(request.settings))]
         with self._changed:
             if self._stopping:
                 raise StoppedError("the server is shutting down")
@@ -190,6 +199,17 @@ class Engine:
                 self._waiting.extend(images)
             self._changed.notify_all()
         return ticket
+
+    def _image(self, ticket: Ticket, index: int) -> _Image:
+        request, config = ticket.request, self._config(ticket.request)
+        has_control = request.control is not None
+        sample = slots.sample_of(request.settings[index], 0, config, has_control)
+        return _Image(ticket, index, sample, config.grid)
+
+    def _config(self, request: Request) -> LlamaConfig:
+        """Of the generator on the grid that is asked for."""
+        config = self.generator.config
+        return dataclasses.replace(config, grid_size=request.grid or config.grid)
 
     def _check_length(self, prompt: str) -> None:
         assert self.encoder
@@ -241,21 +261,25 @@ class Engine:
                 ticket.deliver(error)
 
     def _warm_up(self) -> None:
-        config = self.generator.config
-        subject = "a word" if self.encoder else 0
-        codes = np.zeros(config.code_length, np.int32)
-        picture = max((self._pixels(codes, rows) for rows in self._row_counts()), key=len)
-        edit = Edit(picture, np.zeros(picture.shape[:2], bool))
-        request = Request(subject, [SamplingSettings(seed=0)], edit=edit)
-        ticket = Ticket(request, lambda picture: None)
-        image = _Image(ticket, 0, slots.sample_of(request.settings[0], 0, config))
-        self._encode([ticket])
+        tickets = [self._try_grid(grid) for grid in self.generator.config.trained_grids]
+        image = self._image(tickets[0], 0)
         size = 1
         while size < 2 * self.num_slots:
             self._enter([image] * min(size, self.num_slots), [self.num_slots] * size)
             size *= 2
         for size, guided in itertools.product(self._sizes, (True, False)):
             self._advance(1, guided, size)
+
+    def _try_grid(self, grid: tuple[int, int]) -> Ticket:
+        """A request for an edit on this grid, once it is read; its pixels are decoded as well."""
+        codes = np.zeros(math.prod(grid), np.int32)
+        picture = [self._pixels(codes, grid, rows) for rows in _row_counts(grid)][-1]
+        edit = Edit(picture, np.zeros(picture.shape[:2], bool))
+        subject = "a word" if self.encoder else 0
+        request = Request(subject, [SamplingSettings(seed=0)], edit=edit, grid=grid)
+        ticket = Ticket(request, lambda picture: None)
+        self._encode([ticket])
+        return ticket
 
     def _read(self) -> None:
         most = self.encoder.batch_size if self.encoder else 1
@@ -300,8 +324,7 @@ class Engine:
                 self._enter(images, places)
             start = time.monotonic()
             active = [image for image in self._images if image]
-            length = self.generator.config.code_length
-            guided = any(image.done < image.settings.num_guided(length) for image in active)
+            guided = any(image.guided for image in active)
             used = max((place for place, image in enumerate(self._images) if image), default=0) + 1
             size = next(size for size in self._sizes if size >= used)
             self._advance(self._width(active), guided, size)
@@ -335,8 +358,10 @@ class Engine:
         assert conditions[0] is not None
         rows = {name: np.stack([c[name] for c in conditions if c]) for name in conditions[0]}
         samples = zip(*(image.sample for image in filled), strict=True)
-        nothing = np.full(self.generator.config.code_length, -1, np.int32)
-        known = [nothing if (k := image.ticket.known) is None else k for image in filled]
+        known = np.full((size, self._slots.progress.codes.shape[1]), -1, np.int32)
+        for row, image in zip(known, filled, strict=True):
+            if image.ticket.known is not None:
+                row[: image.length] = image.ticket.known
         self._slots = self._enter_slots(
             self.generator.model,
             self.generator.params,
@@ -345,20 +370,27 @@ class Engine:
             rows["condition"],
             rows.get("condition_mask"),
             slots.Samples(*map(np.concatenate, samples)),
-            np.stack(known),
+            known,
             self._controls(filled),
         )
         for image in images:
             image.done = 1
 
-    def _controls(self, images: Sequence[_Image]) -> np.ndarray | None:
-        """uint8 [P, H, W, 3], black for images without control; None for a model without."""
+    def _controls(self, images: Sequence[_Image]) -> list[np.ndarray] | None:
+        """Of `slots.enter`."""
         config = self.generator.config
         if not config.control_layers:
             return None
-        none = np.zeros((*config.control_size, 3), np.uint8)
-        given = [image.ticket.request.control for image in images]
-        return np.stack([none if control is None else control for control in given])
+        controls = []
+        for grid in config.trained_grids:
+            height, width = (side * config.control_patch for side in grid)
+            rows = np.zeros((len(images), height, width, 3), np.uint8)
+            for row, image in zip(rows, images, strict=True):
+                control = image.ticket.request.control
+                if control is not None and image.grid == grid:
+                    row[:] = control
+            controls.append(rows)
+        return controls
 
     def _advance(self, width: int, guided: bool, size: int) -> None:
         self._slots = self._advance_slots(
@@ -376,7 +408,8 @@ class Engine:
         for image in active:
             if choose_decoder(image.settings, len(active), self._weights, False) == "plain":
                 return 1
-        return min(jacobi.WINDOW, self.generator.config.code_length - 1)
+        shortest = min(map(math.prod, self.generator.config.trained_grids))
+        return min(jacobi.WINDOW, shortest - 1)
 
     def _collect(self, codes: np.ndarray, done: np.ndarray) -> None:
         """Hands images that are done, and partial pictures that are due, to the decoding thread."""
@@ -384,14 +417,14 @@ class Engine:
             if image is None or image.ticket.cancelled:
                 continue
             image.done = int(done[place])
-            whole = image.done == self.generator.config.code_length
+            own, whole = codes[place][: image.length], image.done == image.length
             partial_at = image.ticket.request.partial_at
             while image.partials < len(partial_at) and partial_at[image.partials] <= image.done:
-                item = image, image.partials, image.done, codes[place]
+                item = image, image.partials, image.done, own
                 self._decoding.append(item)
                 image.partials += 1
             if whole:
-                self._decoding.append((image, None, image.done, codes[place]))
+                self._decoding.append((image, None, image.done, own))
                 self._images[place] = None
         self._changed.notify_all()
 
@@ -408,38 +441,39 @@ class Engine:
                 stale = stale and any(later is image for later, *_ in self._decoding)
             if ticket.cancelled or stale:
                 continue
-            rows, columns = self.generator.config.grid
+            rows, columns = image.grid
             if partial is None:
                 self.counts.images += 1
-                picture = self._pixels(codes, rows)
+                picture = self._pixels(codes, image.grid, rows)
             else:
                 begun = -(-done // columns)
-                enough = min(count for count in self._row_counts() if count >= begun)
-                picture = self._on_grey(self._pixels(codes, enough), done)
+                enough = next(count for count in _row_counts(image.grid) if count >= begun)
+                picture = self._on_grey(self._pixels(codes, image.grid, enough), image.grid, done)
             if edit := ticket.request.edit:
                 picture = edit.paste(picture)
             ticket.deliver(Picture(image.index, partial, picture))
 
-    def _row_counts(self) -> set[int]:
-        """Of codes that are decoded: all, and fewer for partial pictures to come sooner."""
-        rows = self.generator.config.grid[0]
-        return {-(-rows // 4), -(-rows // 2), rows}
-
-    def _pixels(self, codes: np.ndarray, rows: int) -> np.ndarray:
+    def _pixels(self, codes: np.ndarray, grid: tuple[int, int], rows: int) -> np.ndarray:
         """uint8 [h, W, 3] of the first rows of codes [L]; of one image at a time, so that its bytes
         depend on no other's."""
-        columns = self.generator.config.grid[1]
-        grid = codes[: rows * columns].reshape(1, rows, columns)
-        return to_uint8(_decode(self._tokenizer, grid))[0]
+        columns = grid[1]
+        part = codes[: rows * columns].reshape(1, rows, columns)
+        return to_uint8(_decode(self._tokenizer, part))[0]
 
-    def _on_grey(self, picture: np.ndarray, done: int) -> np.ndarray:
+    def _on_grey(self, picture: np.ndarray, grid: tuple[int, int], done: int) -> np.ndarray:
         """uint8 [H, W, 3], of `picture` [h, W, 3] the pixels of the first `done` codes."""
-        rows, columns = self.generator.config.grid
+        rows, columns = grid
         drawn = (np.arange(rows * columns) < done).reshape(rows, columns)
         side = self.generator.tokenizer.downsampling
         drawn = np.kron(drawn, np.ones((side, side), bool))[..., None]
         below = np.zeros((len(drawn) - len(picture), *picture.shape[1:]), np.uint8)
         return np.where(drawn, np.concatenate([picture, below]), np.uint8(_GREY))
+
+
+def _row_counts(grid: tuple[int, int]) -> list[int]:
+    """Of codes that are decoded: all, and fewer for partial pictures to come sooner; ascending."""
+    rows = grid[0]
+    return sorted({-(-rows // 4), -(-rows // 2), rows})
 
 
 @jax.jit

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import functools
 import hmac
 import json
@@ -24,6 +25,7 @@ from starlette.exceptions import HTTPException
 from llamagen_jax.errors import InputError
 from llamagen_jax.images import encode
 from llamagen_jax.inpainting import Edit
+from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling.options import SETTINGS, told
 from llamagen_jax.serve import body as bodies
 from llamagen_jax.serve import reading, requests
@@ -134,8 +136,8 @@ class _Service:
 
     Attributes:
       name: of the model, the last part of the generator's path or name.
-      size: of its images, as "WIDTHxHEIGHT".
-      read_edit: `reading.read_edit` for this size.
+      sizes: grids of its images by WIDTHxHEIGHT in pixels, the default first.
+      read_edit: `reading.read_edit` for these sizes.
       about: the model's entry in /v1/models.
       registry: of its metrics.
     """
@@ -144,9 +146,8 @@ class _Service:
         self._engine, self._max_n, self._timeout = engine, max_n, timeout
         self._log_prompts = log_prompts
         generator = engine.generator
-        rows, columns = (side * generator.tokenizer.downsampling for side in generator.config.grid)
-        self.name, self.size = Path(generator.name).name, f"{columns}x{rows}"
-        self.read_edit = functools.partial(reading.read_edit, size=(rows, columns))
+        self.name, self.sizes = Path(generator.name).name, generator.sizes
+        self.read_edit = functools.partial(reading.read_edit, size_of=self._sides)
         defaults = generator.settings(seed=0)
         self.about = {
             "id": self.name,
@@ -156,7 +157,8 @@ class _Service:
             "condition": generator.config.condition,
             "class_names": list(generator.class_names),
             "num_classes": generator.config.num_classes,
-            "size": self.size,
+            "size": next(iter(self.sizes)),
+            "sizes": list(self.sizes),
             "grid": list(generator.config.grid),
             "defaults": {name: getattr(defaults, name) for name in SETTINGS if name != "seed"},
             "max_n": max_n,
@@ -187,8 +189,7 @@ class _Service:
         body = None
         try:
             body, edit = await read(request)
-            config = self._engine.generator.config
-            control = await asyncio.to_thread(bodies.control_of, body, config)
+            control = await asyncio.to_thread(bodies.control_of, body, self._config(body))
             drawing = self._submit(body, edit, control)
             pictures = self._pictures(request, drawing, start)
             if body.stream:
@@ -209,7 +210,7 @@ class _Service:
             {
                 "created": int(time.time()),
                 "data": data,
-                "usage": self._usage(len(data)),
+                "usage": self._usage(len(data), body),
                 **self._described(body),
             }
         )
@@ -218,12 +219,13 @@ class _Service:
         """Has the engine draw what a body asks for; ApiError where it does not."""
         generator = self._engine.generator
         bodies.check_model(body.model, self.name)
-        bodies.check_size(body, self.name, self.size)
+        grid = self.sizes[self._size(body)]
         settings = bodies.settings_of(body, generator, self._max_n)
         request = requests.Request(
             bodies.subject_of(body, generator),
             settings,
-            bodies.partial_at(body, generator.config.grid),
+            bodies.partial_at(body, grid),
+            grid=grid,
             skip=bool(body.partial_rows),
             edit=edit,
             control=control,
@@ -267,7 +269,7 @@ class _Service:
                     **await asyncio.to_thread(self._picture, body, wanted, picture),
                 }
                 if whole:
-                    event["usage"] = self._usage(1)
+                    event["usage"] = self._usage(1, body)
                 else:
                     event["partial_image_index"] = picture.partial
                 yield _event(event["type"], event)
@@ -287,6 +289,8 @@ class _Service:
         metadata = {kind: wanted.subject, **told(settings), "generator": self.name}
         if wanted.edit:
             metadata["image"] = "as it was sent, where it was not masked"
+        if len(self.sizes) > 1:
+            metadata["size"] = self._size(body)
         quality = 100 if body.output_compression is None else body.output_compression
         data = encode(picture.image, format, metadata, quality)
         text = base64.b64encode(data).decode()
@@ -299,12 +303,26 @@ class _Service:
             "background": "opaque",
             "output_format": body.output_format or "png",
             "quality": body.quality or "auto",
-            "size": self.size,
+            "size": self._size(body),
         }
 
-    def _usage(self, num_images: int) -> dict[str, Any]:
-        config = self._engine.generator.config
-        read, drawn = config.condition_length, num_images * config.code_length
+    def _size(self, body: ImagesBody) -> str:
+        return bodies.size_of(body, self.name, self.sizes)
+
+    def _config(self, body: ImagesBody) -> LlamaConfig:
+        """Of the generator on the grid that is asked for."""
+        grid = self.sizes[self._size(body)]
+        return dataclasses.replace(self._engine.generator.config, grid_size=grid)
+
+    def _sides(self, body: ImagesBody) -> tuple[int, int]:
+        """H and W in pixels of the images that are asked for."""
+        side = self._engine.generator.tokenizer.downsampling
+        rows, columns = self.sizes[self._size(body)]
+        return rows * side, columns * side
+
+    def _usage(self, num_images: int, body: ImagesBody) -> dict[str, Any]:
+        read = self._engine.generator.config.condition_length
+        drawn = num_images * math.prod(self.sizes[self._size(body)])
         return {
             "input_tokens": read,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": read},

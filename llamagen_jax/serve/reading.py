@@ -1,7 +1,7 @@
 """What a client sends: the body of a request, as JSON or as a form with the files of an edit."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -25,11 +25,13 @@ async def read_images(request: Request) -> tuple[ImagesBody, None]:
     return bodies.parse(data), None
 
 
-async def read_edit(request: Request, size: tuple[int, int]) -> tuple[EditsBody, inpainting.Edit]:
+async def read_edit(
+    request: Request, size_of: Callable[[EditsBody], tuple[int, int]]
+) -> tuple[EditsBody, inpainting.Edit]:
     """The fields and the files of a request to edit an image.
 
     Args:
-      size: H and W that the generator makes.
+      size_of: H and W of the images that a body asks for.
 
     Raises:
       ApiError: says what is wrong with them.
@@ -48,6 +50,7 @@ async def read_edit(request: Request, size: tuple[int, int]) -> tuple[EditsBody,
     finally:
         await form.close()
     body = bodies.parse_fields(fields)
+    size = size_of(body)
     try:
         edit = await asyncio.to_thread(
             inpainting.read_edit, files["image"], files.get("mask"), size

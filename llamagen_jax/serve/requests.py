@@ -56,8 +56,10 @@ class Request:
       settings: of each image, whose sample id is 0.
       partial_at: after how many codes a partial picture is wanted, ascending.
       skip: whether a partial picture is left out where a later one of the image is there already.
-      edit: what is kept of an image of the generator's size; None to draw all.
-      control: uint8 [H, W, 3], for a generator that was trained with control; None for none.
+      edit: what is kept of an image of that size; None to draw all.
+      grid: rows and columns of the codes, one of the generator's `trained_grids`; None for its own.
+      control: uint8 [H, W, 3] of that size, for a generator that was trained with control; None for
+        none.
     """
 
     subject: int | str
@@ -65,6 +67,7 @@ class Request:
     partial_at: Sequence[int] = ()
     skip: bool = False
     edit: Edit | None = None
+    grid: tuple[int, int] | None = None
     control: np.ndarray | None = None
 
 

@@ -9,6 +9,8 @@ are 2S or 2P: conditional, then null. F, P, D of what control adds are those of 
 """
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,12 +36,14 @@ class Samples(NamedTuple):
     """How the sample of each slot is drawn: its key and `SamplingSettings`, as arrays [S].
 
     Attributes:
+      size: which of the model's `trained_grids` the codes are on.
       num_guided: how many codes are guided; they come first.
       top_k: 1 to V.
       control_scale: 0 for a sample without control.
     """
 
     keys: AnyArray
+    size: AnyArray
     num_guided: AnyArray
     guidance_scale: AnyArray
     temperature: AnyArray
@@ -53,7 +57,8 @@ class Slots(NamedTuple):
     """The state of all slots; one that is free holds a sample that nobody waits for.
 
     Attributes:
-      progress: codes [S, L], how many of each are done, and which are known.
+      progress: codes [S, L], with room for the largest grid, how many of each are done, and which
+        are known.
       cache: of 2S rows.
       condition_mask: bool [S, T], False at padding; None for a condition without padding.
       samples: [S].
@@ -70,10 +75,11 @@ class Slots(NamedTuple):
 def sample_of(
     settings: SamplingSettings, sample_id: int, config: LlamaConfig, has_control: bool = False
 ) -> Samples:
-    """One sample for a model, as host arrays [1]; its key as numbers [1, 2]."""
+    """One sample on the grid of `config`, as host arrays [1]; its key as numbers [1, 2]."""
     vocabulary = config.vocab_size
     return Samples(
         keys=np.asarray(jax.random.key_data(sample_keys(settings.seed, [sample_id]))),
+        size=np.array([config.size_index(config.grid)], np.int32),
         num_guided=np.array([settings.num_guided(config.code_length)], np.int32),
         guidance_scale=np.array([settings.guidance_scale], np.float32),
         temperature=np.array([settings.temperature], np.float32),
@@ -89,7 +95,8 @@ def empty(model: Llama, num_slots: int) -> Slots:
     config = model.config
     # No weak type, which would make these other arguments than those that `enter` returns.
     done = jnp.full(num_slots, config.code_length, jnp.int32)
-    codes = jnp.zeros((num_slots, config.code_length), jnp.int32)
+    room = max(map(math.prod, config.trained_grids))
+    codes = jnp.zeros((num_slots, room), jnp.int32)
     known = jnp.full_like(codes, -1)
     mask = None
     if config.condition == "text":
@@ -97,13 +104,13 @@ def empty(model: Llama, num_slots: int) -> Slots:
     with jax.ensure_compile_time_eval():
         sample = _with_keys(sample_of(SamplingSettings(seed=0), 0, config))
     samples = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_slots), sample)
+    cache = model.init_cache(2 * num_slots, config.condition_length + room)
     control = None
     if config.control_layers:
-        positions = config.condition_length + config.code_length - 1
+        positions = config.condition_length + room - 1
         shape = num_slots, len(config.control_depths), positions, config.dim
         control = jnp.zeros(shape, config.dtype)
-    progress = Progress(codes, done, done, known)
-    return Slots(progress, model.init_cache(2 * num_slots), mask, samples, control)
+    return Slots(Progress(codes, done, done, known), cache, mask, samples, control)
 
 
 def _with_keys(samples: Samples) -> Samples:
@@ -119,7 +126,7 @@ def enter(
     condition_mask: Bool[AnyArray, "P T"] | None,
     samples: Samples,
     known: Int[AnyArray, "P L"] | None = None,
-    control: UInt8[AnyArray, "P H W 3"] | None = None,
+    controls: Sequence[UInt8[AnyArray, "P H W 3"]] | None = None,
 ) -> Slots:
     """Prefills new samples, draws their first code, and puts them in the slots `places`.
 
@@ -127,18 +134,23 @@ def enter(
       places: different numbers of slots; a sample whose place is S or more goes nowhere.
       samples: [P], of `sample_of`.
       known: of `generate`.
-      control: images of any pixels where a sample has none; None for a model without control.
+      controls: images of the size of each of the model's `trained_grids`, of any pixels where a
+        sample has none of that size; None for a model without control.
     """
     samples = _with_keys(samples)
-    P, S = len(places), len(slots.progress.done)
+    P, (S, room) = len(places), slots.progress.codes.shape
+    sizes = samples.size if model.config.grids else None
     apply = functools.partial(model.apply, {"params": params})
     cache = model.init_cache(2 * P, model.config.condition_length)
-    added = draw.embed_control(apply, control, samples.control_scale, 2 * P)
-    logits, cache = draw.prefill(apply, cache, condition, condition_mask, added)
+    added = rows = None
+    if controls is not None:
+        added = _embed_controls(model, params, controls, samples, room)
+        rows = draw.null_rows(added, 2 * P)
+    logits, cache = draw.prefill(apply, cache, condition, condition_mask, rows, sizes)
     if known is None:
-        known = jnp.full((P, model.config.code_length), -1, jnp.int32)
+        known = jnp.full((P, room), -1, jnp.int32)
     first = draw.keep_known(known[:, 0], pick(samples, logits, jnp.zeros(P, int)))
-    progress = windows.start(first, model.config.code_length, known)
+    progress = windows.start(first, room, known)
 
     def put(old, new):
         return old.at[places].set(new, mode="drop")
@@ -156,8 +168,20 @@ def enter(
         jax.tree.map(put_keys, slots.cache, cache),
         None if mask is None else put(mask, condition_mask),
         jax.tree.map(put, slots.samples, samples),
-        None if added is None else put(slots.control, added[:P]),
+        None if added is None else put(slots.control, added),
     )
+
+
+def _embed_controls(model, params, controls, samples: Samples, room: int):
+    """[P, F, P', D] of `Llama.embed_control`, with zeros after the codes of smaller grids."""
+    added = []
+    for index, (grid, images) in enumerate(zip(model.config.trained_grids, controls, strict=True)):
+        on_grid, scale = model.for_grid(grid), samples.control_scale * (samples.size == index)
+        own = on_grid.apply({"params": params}, images, scale, method="embed_control")
+        after = room - on_grid.config.code_length
+        added.append(jnp.pad(own, ((0, 0), (0, 0), (0, after), (0, 0))))
+    # Of other grids than a sample's own it is zero.
+    return functools.reduce(jnp.add, added)
 
 
 def advance(
@@ -170,19 +194,25 @@ def advance(
       guided: whether a sample has guided codes left, so that the null branch has to be computed.
       size: how many slots are computed; nobody waits for those after.
     """
-    branches, columns = (2 if guided else 1), model.config.grid[1]
+    branches = 2 if guided else 1
     progress, condition_mask, samples, control = jax.tree.map(
         lambda leaf: leaf[:size],
         (slots.progress, slots.condition_mask, slots.samples, slots.control),
     )
     if control is not None:
         control = draw.null_rows(control, branches * size)
-    apply = functools.partial(model.apply, {"params": params})
-    length = model.config.condition_length
-    score = functools.partial(windows.score, apply, length, condition_mask, control)
+    apply, config = functools.partial(model.apply, {"params": params}), model.config
+    score = functools.partial(
+        windows.score, apply, config.condition_length, condition_mask, control
+    )
+    columns, lengths = config.grid[1], None
+    if config.grids:
+        score = functools.partial(score, sizes=samples.size)
+        columns = jnp.array([columns for _, columns in config.grids])[samples.size, None]
+        lengths = jnp.array([math.prod(grid) for grid in config.grids])[samples.size]
 
     def step(carry, _):
-        return jacobi.advance(score, pick, samples, width, columns, *carry), None
+        return jacobi.advance(score, pick, samples, width, columns, *carry, lengths=lengths), None
 
     def by_branch(leaf):
         return leaf.reshape(2, -1, *leaf.shape[1:])

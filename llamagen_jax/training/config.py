@@ -214,7 +214,8 @@ class GeneratorTraining(TrainConfig):
         captions while training; only then, and by sample.py, it is opened. "" for labels, or
         without checking that features are its.
       sample: settings of the sample images.
-      evaluate: FID, sFID and Inception Score of samples with the settings `sample`.
+      evaluate: FID, sFID and Inception Score of samples with the settings `sample`, on the grid
+        `model.grid_size`.
       accumulation_steps: parts of a batch whose gradients are computed one after another, for
         batches that do not fit in memory at once.
       attention: of `models.attention.choose`.
@@ -245,6 +246,7 @@ class GeneratorTraining(TrainConfig):
             raise ValueError(
                 f"trained={self.trained!r} leaves drawn weights as they are: give init_from"
             )
+        self._check_grids()
         if self.evaluate.every and not self.tokenizer:
             raise ValueError("evaluate.every needs tokenizer, which turns codes into images")
         held_out = self.model.condition == "text" or self.model.control_layers
@@ -259,6 +261,24 @@ class GeneratorTraining(TrainConfig):
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r} must be one of {allowed}")
+
+    def _check_grids(self):
+        grids = self.model.grids
+        if grids and self.model.grid not in grids:
+            raise ValueError(
+                f"model.grid_size={self.model.grid_size} must be one of model.grids={grids}"
+            )
+        rows, columns = self.model.grid
+        if self.evaluate.every and rows != columns:
+            raise ValueError(
+                f"evaluate.every needs square images: set model.grid_size={self.model.grid_size} "
+                "to a square one of model.grids"
+            )
+        if self.evaluate.every and len(grids) > 1 and self.model.control_layers:
+            raise ValueError(
+                f"evaluate.every draws one size, but held-out controls are of model.grids={grids}: "
+                "set it to 0"
+            )
 
 
 _TASKS = {"tokenizer": TokenizerTraining, "generator": GeneratorTraining}

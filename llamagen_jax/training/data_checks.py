@@ -10,6 +10,7 @@ import numpy as np
 from llamagen_jax.data.records import Manifest, TextEncoderId, TokenizerId
 from llamagen_jax.data.sources import Source
 from llamagen_jax.errors import InputError
+from llamagen_jax.models.llama import LlamaConfig
 from llamagen_jax.training.config import GeneratorTraining
 from llamagen_jax.weights import export
 from llamagen_jax.weights.integrity import weights_hash
@@ -82,7 +83,9 @@ def check_codes(
     model, name, manifest = config.model, config.data.train, source.manifest
     assert manifest and manifest.tokenizer and manifest.code_shape
     made_by, length = manifest.tokenizer, manifest.code_shape[1]
-    if length != model.code_length:
+    if manifest.grids:
+        _check_grids(f"config.data.train={name}", manifest, model)
+    elif length != model.code_length:
         raise InputError(
             f"{name} holds {length} codes per image but the model with grid_size="
             f"{model.grid_size} makes {model.code_length}; change config.model.grid_size"
@@ -105,6 +108,14 @@ def check_codes(
         )
 
 
+def _check_grids(what: str, manifest: Manifest, model: LlamaConfig) -> None:
+    if unknown := [grid for grid in manifest.grids if grid not in model.grids]:
+        raise InputError(
+            f"{what} holds codes of the grids {unknown} but config.model.grids={model.grids}; add "
+            "them there, or make codes of other --sizes"
+        )
+
+
 def _check_held_out(config: GeneratorTraining, trained_on: Manifest, held_out: Manifest) -> None:
     """Held-out codes and features must be of the size, tokenizer and encoder trained on."""
     for part in ("tokenizer", "text_encoder"):
@@ -116,13 +127,15 @@ def _check_held_out(config: GeneratorTraining, trained_on: Manifest, held_out: M
                 f"({found and found.name}) than config.data.train={config.data.train} "
                 f"({wanted and wanted.name}); make both by the same"
             )
-    wanted, found = trained_on.code_shape, held_out.code_shape
-    assert wanted and found
-    if found[1] != wanted[1]:
+    if held_out.grids:
+        _check_grids(f"config.data.eval={config.data.eval}", held_out, config.model)
+        return
+    assert held_out.code_shape
+    wanted, found = config.model.code_length, held_out.code_shape[1]
+    if found != wanted:
         raise InputError(
-            f"config.data.eval={config.data.eval} holds {found[1]} codes per image but "
-            f"config.data.train={config.data.train} {wanted[1]}; make both of images of the same "
-            "size"
+            f"config.data.eval={config.data.eval} holds {found} codes per image but "
+            f"config.data.train={config.data.train} {wanted}; make both of images of the same size"
         )
 
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 from clu import metrics
@@ -48,17 +50,39 @@ def load_init(config: GeneratorTraining) -> dict | None:
     with naming("config.init_from"):
         before, params = zoo.load(config.init_from)
     what, model = f"config.model does not fit config.init_from={config.init_from}", config.model
-    if isinstance(before.config, LlamaConfig) and not before.config.control_layers:
-        model = dataclasses.replace(model, control_layers=0)
+    if isinstance(before.config, LlamaConfig):
+        if model.grids:
+            params = with_sizes(params, before.config, model)
+        if not before.config.control_layers:
+            model = dataclasses.replace(model, control_layers=0)
     check_params(params, model, what)
     if model != config.model:
         logging.info("control is new: its parameters are drawn, all others are of init_from")
     return params
 
 
+def with_sizes(params: dict, before: LlamaConfig, after: LlamaConfig) -> dict:
+    """Parameters of a model `before` that is to be trained for the grids of `after`.
+
+    The embeddings of grids that it knows are kept, those of others begin at zero.
+    """
+    sizes = np.zeros((len(after.grids), before.dim), np.float32)
+    embedding = dict(params["condition_embedding"])
+    for grid, vector in zip(before.grids, embedding.pop("sizes", ()), strict=True):
+        if grid in after.grids:
+            sizes[after.size_index(grid)] = vector
+    new = [grid for grid in after.grids if grid not in before.grids]
+    if new:
+        logging.warning("embeddings of the grids %s are new: they begin at zero", new)
+    return params | {"condition_embedding": embedding | {"sizes": sizes}}
+
+
 def make_task(config: GeneratorTraining) -> Task:
     """The transformer's side of the training loop."""
-    training, flops_per_example = _Training(config), 3 * forward_flops(config.model)
+    training, model = _Training(config), config.model
+    # Of several grids on average, as if all were drawn from equally.
+    by_grid = [dataclasses.replace(model, grid_size=grid) for grid in model.trained_grids]
+    flops_per_example = 3 * sum(map(forward_flops, by_grid)) / len(by_grid)
     return Task(
         config=config,
         compute_dtype=config.model.dtype,
@@ -66,7 +90,7 @@ def make_task(config: GeneratorTraining) -> Task:
         train_step=training.train_step,
         eval_step=training.eval_step,
         example=training.example,
-        codes_per_example=config.model.code_length,
+        codes_per_example=sum(c.code_length for c in by_grid) / len(by_grid),
         step_flops=lambda traced: config.batch_size * flops_per_example,
     )
 
@@ -106,7 +130,10 @@ class _Training:
         self._config = config
         self._model: Any = Llama(c, attention=kernel, remat=config.remat)
         self._optimizer = adamw(config.optimizer, config.steps, config.trained)
-        self.example = {"codes": jax.ShapeDtypeStruct((c.code_length,), jnp.int32)}
+        # The largest of several grids, which tells what memory a run needs.
+        largest = dataclasses.replace(c, grid_size=max(c.trained_grids, key=math.prod))
+        codes = largest.grid if c.grids else (c.code_length,)
+        self.example = {"codes": jax.ShapeDtypeStruct(codes, jnp.int32)}
         if c.condition == "class":
             self.example["label"] = jax.ShapeDtypeStruct((), jnp.int32)
         else:
@@ -114,12 +141,13 @@ class _Training:
             self.example["features"] = jax.ShapeDtypeStruct(text, jnp.bfloat16)
             self.example["mask"] = jax.ShapeDtypeStruct(text[:1], bool)
         if c.control_layers:
-            self.example["control"] = jax.ShapeDtypeStruct((*c.control_size, 3), jnp.uint8)
+            self.example["control"] = jax.ShapeDtypeStruct((*largest.control_size, 3), jnp.uint8)
 
     def init(self) -> TrainState:
         zeros = {name: jnp.zeros((1, *x.shape), x.dtype) for name, x in self.example.items()}
         key = seeds.key(self._config.seed)
-        params = self._model.init(key, zeros["codes"], **_inputs(zeros))["params"]
+        model, codes = self._on_grid(zeros["codes"])
+        params = model.init(key, codes, **_inputs(zeros))["params"]
         return init_state(params, self._optimizer, self._config.optimizer)
 
     def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Collection]:
@@ -136,10 +164,11 @@ class _Training:
         return apply_gradients(state, grads, self._optimizer, config.optimizer), train_metrics
 
     def eval_step(self, params: dict, batch: dict) -> metrics.Collection:
-        logits = self._model.apply({"params": params}, batch["codes"], **_inputs(batch))
-        right = jnp.mean(jnp.argmax(logits, axis=-1) == batch["codes"], axis=1)
+        model, codes = self._on_grid(batch["codes"])
+        logits = model.apply({"params": params}, codes, **_inputs(batch))
+        right = jnp.mean(jnp.argmax(logits, axis=-1) == codes, axis=1)
         return EvalMetrics.single_from_model_output(
-            loss=losses.cross_entropy(logits, batch["codes"]),
+            loss=losses.cross_entropy(logits, codes),
             accuracy=right,
             mask=batch["weight"],
         )
@@ -147,11 +176,17 @@ class _Training:
     def _loss_and_grads(self, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         def loss_of(params):
             rngs = {"dropout": key}
-            codes, inputs = batch["codes"], _inputs(batch)
-            logits = self._model.apply({"params": params}, codes, **inputs, train=True, rngs=rngs)
+            (model, codes), inputs = self._on_grid(batch["codes"]), _inputs(batch)
+            logits = model.apply({"params": params}, codes, **inputs, train=True, rngs=rngs)
             return jnp.mean(losses.cross_entropy(logits, codes))
 
         return jax.value_and_grad(loss_of)(params)
+
+    def _on_grid(self, codes: jax.Array) -> tuple[Any, jax.Array]:
+        """The model for the grid of a batch's codes, and the codes [B, L]."""
+        if codes.ndim == 2:
+            return self._model, codes
+        return self._model.for_grid(codes.shape[1:]), codes.reshape(len(codes), -1)
 
 
 def _inputs(batch: dict) -> dict:

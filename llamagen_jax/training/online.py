@@ -70,6 +70,12 @@ def open_encoders(
 
 
 def _check_tokenizer(config: GeneratorTraining, tokenizer: ModelTokenizer) -> None:
+    if config.model.grids:
+        raise InputError(
+            f"config.data.train={config.data.train} holds images, which become codes of one grid "
+            "alone: for config.model.grids make codes with `python -m llamagen_jax.data.prepare "
+            "codes --sizes`"
+        )
     size, (rows, columns) = config.data.image_size, config.model.grid
     if size != rows * tokenizer.downsampling or rows != columns:
         raise InputError(

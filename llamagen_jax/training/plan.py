@@ -128,6 +128,8 @@ def _differences(before: Mapping, after: Mapping) -> list[tuple[str, Any, Any]]:
         (key, before.get(key), after.get(key))
         for key in before | after
         if before.get(key) != after.get(key)
+        # Not known yet when the folder was begun, and not in use now.
+        and (key in before or after[key])
         and not (key.startswith(_FREE) or key.endswith("_every"))
     ]
 

@@ -6,7 +6,7 @@ import numpy as np
 from llamagen_jax import sharding
 from llamagen_jax.generation import generate_images
 from llamagen_jax.image_tokenizer import ImageTokenizer
-from llamagen_jax.images import from_uint8, to_uint8
+from llamagen_jax.images import from_uint8, on_one_size, to_uint8
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -30,8 +30,9 @@ def samples(
 ) -> np.ndarray:
     """Samples of the first classes, or of the first captions of the batch; a row for each.
 
-    With control they are of the batch's first controls and their classes or captions, each row
-    after its control.
+    They take turns at the grids that the model is trained for, all in cells of one size. With
+    control they are of the batch's first controls and their classes or captions, on their grid,
+    each row after its control.
     """
     model = Llama(config.model)
     first = {name: sharding.fetch(rows)[:_ROWS] for name, rows in batch.items() if name != "codes"}
@@ -42,14 +43,23 @@ def samples(
         condition = first["label"]
     else:
         condition = np.arange(min(model.config.num_classes, _ROWS), dtype=np.int32)
-    _, images = generate_images(
-        model,
-        params,
-        tokenizer,
-        np.repeat(condition, _COLUMNS, axis=0),
-        SamplingSettings(config.seed, config.sample.guidance_scale, top_k=config.sample.top_k),
-        condition_mask=None if mask is None else np.repeat(mask, _COLUMNS, axis=0),
-        control=None if control is None else np.repeat(control, _COLUMNS, axis=0),
+    grids, of_grids = model.config.trained_grids, []
+    if control is not None:
+        height, width = (side // model.config.control_patch for side in control.shape[1:3])
+        grids, of_grids = ((height, width),), [control[:, None]]
+    columns = -(-_COLUMNS // len(grids))
+    settings = SamplingSettings(
+        config.seed, config.sample.guidance_scale, top_k=config.sample.top_k
     )
-    rows = images.reshape(-1, _COLUMNS, *images.shape[1:])
-    return rows if control is None else np.concatenate([control[:, None], rows], axis=1)
+    for grid in grids:
+        _, images = generate_images(
+            model.for_grid(grid),
+            params,
+            tokenizer,
+            np.repeat(condition, columns, axis=0),
+            settings,
+            condition_mask=None if mask is None else np.repeat(mask, columns, axis=0),
+            control=None if control is None else np.repeat(control, columns, axis=0),
+        )
+        of_grids.append(images.reshape(-1, columns, *images.shape[1:]))
+    return np.concatenate(on_one_size(of_grids), axis=1)

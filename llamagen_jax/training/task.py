@@ -28,7 +28,7 @@ class Task:
       train_step: (state, batch) -> (state, metrics); metrics has at least those of `finite`.
       eval_step: (params, batch with "weight") -> metrics, which the loop merges over batches.
       example: shapes and dtypes of one row of the batches that steps take.
-      codes_per_example: of the image that an example is.
+      codes_per_example: of the image that an example is, on average.
       step_flops: FLOPs that a training step needs, without recomputation; from its trace, for where
         they are counted there.
       finite: metrics of a training step that are finite as long as its updates are.
@@ -41,7 +41,7 @@ class Task:
     train_step: Callable[[Any, dict], tuple[Any, metrics.Collection]]
     eval_step: Callable[[Any, dict], metrics.Collection]
     example: dict[str, jax.ShapeDtypeStruct]
-    codes_per_example: int
+    codes_per_example: float
     step_flops: Callable[[jax.stages.Traced], float]
     finite: tuple[str, ...] = ("loss", "grad_norm")
     warning: Callable[[int, Mapping[str, Any]], str | None] | None = None

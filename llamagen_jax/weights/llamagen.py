@@ -130,12 +130,21 @@ def _grid_size(shapes: Shapes, condition_length: int, hints: Hints) -> int:
     return wanted
 
 
+def _llama_names(config: LlamaConfig) -> NameTable:
+    if config.grids:
+        raise InputError(
+            "the original's files have no place for the sizes of a generator of several grids: "
+            "write an export folder"
+        )
+    return _LLAMA_NAMES
+
+
 LLAMA = Format(
     origin="LlamaGen",
     config=LlamaConfig,
     markers=("tok_embeddings.weight",),
     infer=_infer_llama,
-    table=lambda config: _LLAMA_NAMES,
+    table=_llama_names,
 )
 VQGAN = Format(
     origin="LlamaGen",

@@ -92,6 +92,37 @@ def test_codes_keep_a_map_of_each_crop(packing, caplog):
             np.testing.assert_array_equal(stored[0], expected)
 
 
+def test_maps_have_the_size_of_their_image(packing):
+    """Wide and tall images, each with its map cut as it is."""
+    folder, _ = packing
+    tall = folder / "tall"
+    (tall / "images" / "x").mkdir(parents=True)
+    (tall / "depth" / "x").mkdir(parents=True)
+    for number, size in enumerate([(32, 24), (24, 33), (32, 24), (24, 33)]):
+        pixels = np.random.default_rng(number).integers(0, 256, (3, 3, 3), np.uint8)
+        image = Image.fromarray(pixels).resize(size)
+        image.save(tall / "images" / "x" / f"{number}.png")
+        image.save(tall / "depth" / "x" / f"{number}.png")
+    options = ["codes", tall / "out", "--source", "image_folder", "--location", tall / "images"]
+    options += ["--tokenizer", folder / "tokenizer", "--sizes", "24x16", "16x24"]
+    maps = ["--control", "canny", "--control-maps", f"depth={tall / 'depth'}"]
+    prepare.main([str(o) for o in (*options, *maps)])
+    config = config_of(tall / "out", control=("depth",))
+    source = open_source("array_record", str(tall / "out"))
+    images = [
+        transforms.center_crop(transforms.decode(path.read_bytes()), size)
+        for paths, size in ((("0", "2"), (16, 24)), (("1", "3"), (24, 16)))
+        for path in (tall / "images" / "x" / f"{name}.png" for name in paths)
+    ]
+    wide, high = eval_batches(source, config, batch_size=2)
+    assert (wide["codes"].shape, high["codes"].shape) == ((2, 2, 3), (2, 3, 2))
+    for image, control in zip(images, [*wide["control"], *high["control"]], strict=True):
+        np.testing.assert_array_equal(control, image)
+    for batch in itertools.islice(train_batches(source, config, batch_size=2, seed=0), 4):
+        rows, columns = batch["codes"].shape[1:]
+        assert batch["control"].shape == (2, 8 * rows, 8 * columns, 3)
+
+
 def test_bad_maps_are_told_in_one_line(packing, tmp_path):
     _, options = packing
     assert "did you mean 'canny'" in fails(*options, tmp_path / "a", "--control", "cany")

@@ -11,6 +11,7 @@ from llamagen_jax.data.transforms import (
     center_crop,
     code_crops,
     decode,
+    nearest_size,
     random_crop,
     random_flip,
 )
@@ -215,3 +216,43 @@ def test_fast_decoding_leaves_other_formats_alone(kind):
 
 def test_fast_decoding_of_grey_jpegs_is_rgb():
     assert decode(encoded(smooth(64, 80)[..., 0], "JPEG"), 16).mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [(31, 20), (20, 31), (70, 45), (300, 90)])
+@pytest.mark.parametrize("target", [(16, 24), (24, 16), (16, 16)])
+def test_crops_of_any_shape_cover_the_middle(size, target):
+    """The image's rows and columns number themselves, so that a crop tells where it is from."""
+    width, height = size
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, height).round()[:, None]
+    pixels[..., 1] = np.linspace(0, 255, width).round()
+    crop = center_crop(decode(pixels), target).astype(float)
+    assert crop.shape == (*target, 3)
+    scale = max(target[0] / height, target[1] / width)
+    for axis, (side, whole) in enumerate(zip(target, (height, width), strict=True)):
+        line = crop[..., axis].mean(axis=1 - axis)
+        seen = (line[-1] - line[0]) / 255 * whole * scale
+        assert abs(line.mean() - 127.5) < 6
+        assert abs(seen - side) < 3
+
+
+def test_images_take_the_size_of_the_nearest_aspect_ratio():
+    sizes = [(64, 64), (64, 96), (96, 64), (128, 128)]
+    for width, height, expected in (
+        (640, 480, (64, 96)),
+        (480, 640, (96, 64)),
+        (80, 70, (64, 64)),
+        (1000, 1000, (128, 128)),
+        (3000, 10, (64, 96)),
+    ):
+        assert nearest_size(Image.new("RGB", (width, height)), sizes) == expected
+
+
+def test_ten_crops_of_a_rectangle():
+    image = decode(noise(50, 40))
+    crops = code_crops(image, (16, 24), "ten-crop", 1.5)
+    assert crops.shape == (10, 16, 24, 3)
+    whole = center_crop(image, (24, 36))
+    np.testing.assert_array_equal(crops[3], whole[-16:, -24:])
+    np.testing.assert_array_equal(crops[4], whole[4:20, 6:30])
+    np.testing.assert_array_equal(crops[5], whole[:, ::-1][:16, :24])

@@ -11,6 +11,7 @@ import tiny
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.llama import Llama
+from llamagen_jax.sampling.generate import generate
 
 CONFIG = tiny.CONTROL_CONFIG
 TEXT = jax.random.normal(jax.random.key(3), (2, 5, 16))
@@ -112,6 +113,22 @@ def test_training_drops_controls_whether_or_not_the_class_is():
             logits = apply(codes[:1], jnp.array([label]), control=given)[0, 0]
             shares[label, given is None] = np.isclose(trained, logits, atol=1e-4).all(-1).mean()
     np.testing.assert_allclose(list(shares.values()), [0.375, 0.125, 0.375, 0.125], atol=0.06)
+
+
+@pytest.mark.parametrize("grid", [(2, 4), (6, 3)])
+def test_a_model_of_several_grids_takes_control_on_each(grid):
+    """Trained for the first; the second takes positions of another."""
+    several = dataclasses.replace(CONFIG, grids=((4, 4), (2, 4), (4, 2)))
+    model, params = tiny.llama(several)
+    model, params = model.for_grid(grid, extrapolate=True), tiny.with_sizes(params)
+    draw = functools.partial(generate, model, params, LABELS, seed=1, guidance_scale=2.0)
+    control = control_images(model.config)
+    assert control.shape == (2, 4 * grid[0], 4 * grid[1], 3)
+    plain = draw(control=control, decoder="plain")
+    np.testing.assert_array_equal(plain, draw(control=control, decoder="jacobi"))
+    assert not np.array_equal(plain, draw(control=255 - control))
+    with pytest.raises(InputError, match=r"do not fit the generator"):
+        draw(control=control_images(several))
 
 
 def test_bad_control_is_refused_in_one_line():

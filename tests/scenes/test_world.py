@@ -130,11 +130,14 @@ def test_prompts_ask_for_what_is_held_out():
     [
         (64, lambda image: image),
         (128, lambda image: image),
+        ((64, 96), lambda image: image),
+        ((96, 64), lambda image: image),
+        ((64, 96), lambda image: through_jpeg(image, 75)),
         (64, lambda image: through_jpeg(image, 75)),
         (64, blurred),
         (64, autoencoded),
     ],
-    ids=["64", "128", "jpeg", "blur", "autoencoder"],
+    ids=["64", "128", "wide", "tall", "wide-jpeg", "jpeg", "blur", "autoencoder"],
 )
 def test_pixels_tell_the_scene(size, distort):
     every = scenes(200)
@@ -197,6 +200,25 @@ def test_metadata_are_filtered_and_rendered(tmp_path, capsys):
         assert texts["txt"] == texts["caption"] == texts["short"]
         kinds = sorted((color, shape) for _, color, shape in told(texts["long"])[0])
         assert sorted((thing.color, thing.shape) for thing in scene_check.find(image)) == kinds
+
+
+def test_scenes_of_several_sizes(tmp_path):
+    rows = ("scenes", tmp_path / "square.parquet", "--count", 60)
+    run(*rows)
+    run(*rows[:1], tmp_path / "sizes.parquet", *rows[2:], "--sizes", "64x64", "96x64", "64x96")
+    told_before, told_now = (
+        read_rows(str(tmp_path / f"{name}.parquet"), "URL", "TEXT", "aesthetic_score")
+        for name in ("square", "sizes")
+    )
+    assert told_before == told_now
+    run("render", tmp_path / "sizes.parquet", tmp_path / "shards", "--image-size", 32)
+    shapes = set()
+    for record in TarShardsSource(tmp_path / "shards"):
+        image = np.asarray(Image.open(io.BytesIO(record["image"])))
+        shapes.add(image.shape)
+        kinds = sorted((color, shape) for _, color, shape in told(record["captions"]["long"])[0])
+        assert sorted((thing.color, thing.shape) for thing in scene_check.find(image)) == kinds
+    assert {(32, 32, 3), (32, 48, 3), (48, 32, 3)} <= shapes
 
 
 def test_prompts_of_held_out_scenes_are_written(tmp_path):

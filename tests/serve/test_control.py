@@ -49,7 +49,8 @@ def test_slots_have_controls_of_their_own():
     images = CONTROLS[[0, 0, 1]]
     labels, places = np.full(3, 3, np.int32), np.array([2, 0, 1], np.int32)
     enter = jax.jit(slots.enter, static_argnums=0)
-    state = enter(model, params, slots.empty(model, 3), places, labels, None, samples, None, images)
+    known, free = None, slots.empty(model, 3)
+    state = enter(model, params, free, places, labels, None, samples, known, [images])
     static = ("passes", "width", "guided", "size")
     advance = jax.jit(slots.advance, static_argnums=0, static_argnames=static)
     state = advance(model, params, state, passes=7, width=1, guided=True, size=3)
@@ -58,6 +59,32 @@ def test_slots_have_controls_of_their_own():
             model, params, labels[:1], settings=settings[i], sample_ids=[0], control=control
         )
         np.testing.assert_array_equal(state.progress.codes[places[i]], expected[0])
+
+
+def test_slots_have_controls_of_their_own_size():
+    grids = ((2, 4), (4, 1), (3, 3))
+    model, params = tiny.llama(dataclasses.replace(CONFIG, grids=grids))
+    model, params = model.for_decoding(tiny.with_sizes(params))
+    settings = SamplingSettings(**GUIDED)
+    models = [model.for_grid(grid) for grid in grids]
+    rows = [slots.sample_of(settings, 0, each.config, has_control=True) for each in models]
+    samples = slots.Samples(*map(np.concatenate, zip(*rows, strict=True)))
+    rng = np.random.default_rng(1)
+    controls = [rng.integers(0, 256, (3, *m.config.control_size, 3), np.uint8) for m in models]
+    labels, places = np.full(3, 3, np.int32), np.array([2, 0, 1], np.int32)
+    enter = jax.jit(slots.enter, static_argnums=0)
+    known, free = None, slots.empty(model, 3)
+    state = enter(model, params, free, places, labels, None, samples, known, controls)
+    static = ("passes", "width", "guided", "size")
+    advance = jax.jit(slots.advance, static_argnums=0, static_argnames=static)
+    state = advance(model, params, state, passes=8, width=1, guided=True, size=3)
+    for i, each in enumerate(models):
+        control = controls[i][i : i + 1]
+        expected = generate(
+            each, params, labels[:1], settings=settings, sample_ids=[0], control=control
+        )[0]
+        found = state.progress.codes[places[i]]
+        np.testing.assert_array_equal(found[: len(expected)], expected)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import jax
@@ -84,6 +85,33 @@ def test_only_control_is_trained_and_resumes_to_the_bit(folder, tmp_path):
     exported, again = zoo.load(str(tmp_path / "export"))
     assert exported.config == model.config == config.model
     assert_same(again, params)
+
+
+def test_controls_of_several_grids_join_a_generator_of_one(folder, tmp_path):
+    """Sizes and control are both new; each batch and each picture has one grid."""
+    grids, rng = ((4, 4), (2, 4)), np.random.default_rng(0)
+
+    def record(i, grid):
+        png = encode(rng.integers(0, 256, [8 * side for side in grid], np.uint8), "png")
+        codes = rng.integers(0, 32, (1, math.prod(grid)), np.uint16)
+        return {"codes": codes, "grid": list(grid), "label": i, "control": {"canny": [png]}}
+
+    records = [record(i, grid) for grid in grids for i in range(8)]
+    made_by = TokenizerId("tiny", weights_hash(tiny.vqgan()[1]), 32)
+    codes = tmp_path / "codes"
+    manifest = write_dataset(codes, records, tokenizer=made_by, code_shape=(1, None))
+    dataclasses.replace(manifest, control=("canny",)).write(codes)
+    changes = {"data__train": str(codes), "data__eval": str(codes), "model__grids": grids}
+    values = config_of(folder, trained="^control_", sample_every=4, eval_every=4, **changes)
+    values["tokenizer"] = str(folder / "tokenizer")
+    trained = tiny.train(from_mapping(values), tmp_path / "run").params
+    _, base = zoo.load(str(folder / "generator"))
+    assert not np.any(trained["condition_embedding"].pop("sizes"))
+    assert_same({name: trained[name] for name in base}, base)
+    assert np.all(np.abs(trained["control_fusion"]).sum((1, 2)) > 0)
+    # The first held-out batch is of the lesser grid.
+    picture = Image.open(tmp_path / "run" / "samples" / "step_0000004.png")
+    assert picture.size == (5 * 34 + 2, 8 * 18 + 2)
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,9 @@ def test_views_share_the_memory_of_what_they_show():
 def test_a_parameter_that_no_row_names_is_an_error():
     with pytest.raises(KeyError, match="layers/third/kernel"):
         Layout(TABLE, {"layers/third/kernel": (2, 3, 1)})
+
+
+def test_a_generator_of_several_grids_has_no_place_in_the_originals_files():
+    config = dataclasses.replace(CLASS, grids=((16, 16), (12, 20)))
+    with pytest.raises(InputError, match=r"no place for the sizes .*: write an export folder"):
+        layout_of(config)

@@ -59,6 +59,8 @@ class Extraction:
       manifest: what the folder's manifest says, but for the shards.
       batch_size: records per call of `run`.
       shard_size: records of the source per shard.
+      shape_of: example -> what all examples of a call of `run` share; the records of a shard are
+        then put together by their `grid`. None where all are alike.
     """
 
     source: Source
@@ -68,6 +70,7 @@ class Extraction:
     manifest: Manifest
     batch_size: int
     shard_size: int
+    shape_of: Callable[[Any], Any] | None = None
 
     def __post_init__(self):
         for field in ("batch_size", "shard_size"):
@@ -249,6 +252,8 @@ def _extract_shard(partial: Path, i: int, extraction: Extraction, bar: tqdm) -> 
             return
         path = partial / f"{i:05d}.array_record"
         records = _records(indices, extraction, bar)
+        if extraction.shape_of:
+            records = iter(sorted(records, key=lambda record: record["grid"]))
         shard = None
         for first in records:
             with staged(path, overwrite=True) as file:
@@ -285,9 +290,13 @@ def _records(indices: range, extraction: Extraction, bar: tqdm) -> Iterator[dict
                 yield example
 
     def batches() -> Iterator[list]:
-        examples = whole()
-        while batch := list(itertools.islice(examples, extraction.batch_size)):
-            yield batch
+        filling = collections.defaultdict(list)
+        for example in whole():
+            shape = extraction.shape_of and extraction.shape_of(example)
+            filling[shape].append(example)
+            if len(filling[shape]) == extraction.batch_size:
+                yield filling.pop(shape)
+        yield from filling.values()
 
     results = _ahead(extraction.run, batches(), _BATCHES_AT_ONCE, _BATCHES_AT_ONCE - 1)
     return itertools.chain.from_iterable(results)

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -27,6 +28,7 @@ def codes_extraction(
     tokenizer: str,
     *,
     image_size: int,
+    sizes: list[tuple[int, int]] | None,
     crops: str,
     crop_range: float | None,
     skip_small: bool,
@@ -40,15 +42,18 @@ def codes_extraction(
     """Codes of crops of every image of a source, to train a generator on.
 
     Records are {"codes": uint16 [crops, L]} with the image's "label", "captions" or both, in the
-    order of the source; broken images, those without a label or any caption and, if so told, small
-    ones are left out with a warning.
+    order of the source. With `sizes` they also have their "grid", [rows, columns], and within a
+    shard those of a grid are together. Broken images, those without a label or any caption and, if
+    so told, small ones are left out with a warning.
 
     Args:
       kind, location: of `sources.open_source`.
       tokenizer: of `zoo.load`.
       image_size: side of a crop in pixels.
+      sizes: (width, height) of crops, of which each image takes the nearest in aspect ratio, in the
+        place of `image_size`.
       crops, crop_range: of `transforms.code_crops`; None is the original's 1.1.
-      skip_small: leave out images with a side under `image_size` instead of enlarging them.
+      skip_small: leave out images smaller than their crop instead of enlarging them.
       background, exif_orientation: of `transforms.decode`.
       control: kinds of `control_maps.detect` to add of every crop, as "control".
       control_maps: kinds and folders of maps to add too, see `control_folders`.
@@ -64,7 +69,10 @@ def codes_extraction(
         transforms.decode, background=background, exif_orientation=exif_orientation
     )
     opened, made_by = open_discrete(tokenizer, batch_size)
-    rows, columns = code_grid(opened, image_size)
+    targets = [(height, width) for width, height in sizes or [(image_size, image_size)]]
+    if len(set(targets)) < len(targets):
+        raise InputError(f"--sizes names a size twice: {_told_sizes(targets)}")
+    grids = [code_grid(opened, target) for target in targets]
     batch_size += -batch_size % jax.device_count()
     for name in control:
         check_detector(name)
@@ -76,18 +84,19 @@ def codes_extraction(
         load=functools.partial(
             _load_crops,
             decode=decode,
-            image_size=image_size,
+            sizes=targets,
             crops=crops,
             crop_range=crop_range,
             skip_small=skip_small,
             control=control,
         ),
-        run=_encode_crops(opened, batch_size),
+        run=_encode_crops(opened, batch_size, tell_grid=bool(sizes)),
         settings={
             "source": kind,
             "location": location,
             "tokenizer": made_by.sha256,
             "image_size": image_size,
+            "sizes": sizes,
             "crops": crops,
             "crop_range": crop_range,
             "skip_small": skip_small,
@@ -97,17 +106,22 @@ def codes_extraction(
         },
         manifest=Manifest(
             shards=(),
-            image_size=image_size,
+            image_size=None if sizes else image_size,
             class_names=source.class_names,
             tokenizer=made_by,
-            code_shape=(transforms.CODE_CROPS[crops], rows * columns),
+            code_shape=(transforms.CODE_CROPS[crops], None if sizes else math.prod(grids[0])),
             crops=crops,
             crop_range=crop_range,
             control=(*control, *dict(control_maps)),
         ),
         batch_size=batch_size,
         shard_size=shard_size,
+        shape_of=_crop_shape if sizes else None,
     )
+
+
+def _told_sizes(sizes: list[tuple[int, int]]) -> str:
+    return ", ".join(f"{width}x{height}" for height, width in sizes)
 
 
 def _crop_range(crops: str, crop_range: float | None) -> float | None:
@@ -124,13 +138,13 @@ def _crop_range(crops: str, crop_range: float | None) -> float | None:
 def _load_crops(
     record: dict,
     decode: Callable[[bytes | np.ndarray], Image.Image],
-    image_size: int,
+    sizes: list[tuple[int, int]],
     crops: str,
     crop_range: float | None,
     skip_small: bool,
     control: list[str],
 ) -> tuple[np.ndarray, dict]:
-    """Crops [crops, S, S, 3], and what of the record is kept."""
+    """Crops [crops, H, W, 3], of one of the (height, width), and what of the record is kept."""
     kept = {key: record[key] for key in ("label", "captions") if key in record}
     if "image" not in record or not kept:
         raise InputError(
@@ -139,11 +153,10 @@ def _load_crops(
     if kept == {"captions": {}}:
         raise ValueError("it has no caption")
     image = decode(record["image"])
+    size = transforms.nearest_size(image, sizes)
     if skip_small:
-        transforms.refuse_small(image, image_size)
-    crop = functools.partial(
-        transforms.code_crops, size=image_size, kind=crops, crop_range=crop_range
-    )
+        transforms.refuse_small(image, size)
+    crop = functools.partial(transforms.code_crops, size=size, kind=crops, crop_range=crop_range)
     pixels = crop(image)
     maps = {kind: [detect(kind, part) for part in pixels] for kind in control}
     for kind, given in record.get("control", {}).items():
@@ -159,10 +172,14 @@ def _load_crops(
     return pixels, kept
 
 
+def _crop_shape(example: tuple[np.ndarray, dict]) -> tuple[int, ...]:
+    return example[0].shape
+
+
 def _encode_crops(
-    tokenizer: ModelTokenizer, batch_size: int
+    tokenizer: ModelTokenizer, batch_size: int, tell_grid: bool
 ) -> Callable[[list[tuple[np.ndarray, dict]]], list[dict]]:
-    """Makes records of up to `batch_size` pairs of `_load_crops`."""
+    """Makes records of up to `batch_size` pairs of `_load_crops`, whose crops have one shape."""
     to_codes = on_all_devices(lambda t, images: t.encode(from_uint8(images)), tokenizer)
 
     def run(examples: list[tuple[np.ndarray, dict]]) -> list[dict]:
@@ -171,7 +188,8 @@ def _encode_crops(
         with starting_programs:
             codes = to_codes(images)
         rows = np.asarray(codes, np.uint16).reshape(batch_size, len(arrays[0]), -1)
-        return [{"codes": row} | fields for row, fields in zip(rows, kept, strict=False)]
+        grid = {"grid": list(codes.shape[1:])} if tell_grid else {}
+        return [{"codes": row} | grid | fields for row, fields in zip(rows, kept, strict=False)]
 
     return run
 
@@ -188,8 +206,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder; split of the digits; NAME:VERSION/SPLIT of tfds",
     )
-    parser.add_argument(
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
         "--image-size", type=commands.whole, default=256, help="side of the crop (256)"
+    )
+    size.add_argument(
+        "--sizes",
+        type=commands.size,
+        nargs="+",
+        metavar="WIDTHxHEIGHT",
+        help="several sizes of crops: each image takes the one of the nearest aspect ratio",
     )
     parser.add_argument(
         "--crops",
@@ -205,7 +231,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-small",
         action="store_true",
-        help="leave out images with a side under --image-size instead of enlarging them",
+        help="leave out images that are smaller than their crop instead of enlarging them",
     )
     parser.add_argument(
         "--background",

@@ -78,6 +78,8 @@ async function connect() {
   $(isText ? "caption-field" : "class-field").hidden = false;
   form.elements.prompt.disabled = false;
   form.elements.n.max = model.max_n;
+  for (const size of model.sizes) form.elements.size.add(new Option(size.replace("x", " × "), size));
+  $("size-row").hidden = model.sizes.length < 2;
   fillForm(form, { n: Math.min(4, model.max_n), seed: randomSeed(), ...model.defaults });
   form.elements.random.checked = true;
   if (!isText) completeClasses();

@@ -11,8 +11,9 @@ const NUMBERS = [
 
 /** The request that the form tells; empty fields are left out. */
 export function readRequest(form, model) {
-  const { prompt, seed } = form.elements;
+  const { prompt, seed, size } = form.elements;
   const request = { model: model.id, prompt: prompt.value.trim() };
+  if (size.length > 1) request.size = size.value;
   for (const name of NUMBERS) {
     const { value } = form.elements[name];
     if (value !== "") request[name] = Number(value);
@@ -25,6 +26,8 @@ export function fillForm(form, request) {
   for (const name of ["prompt", ...NUMBERS]) {
     form.elements[name].value = request[name] ?? "";
   }
+  const sizes = [...form.elements.size.options].map(({ value }) => value);
+  form.elements.size.selectedIndex = Math.max(sizes.indexOf(request.size), 0);
   form.elements.seed.value = request.seed;
   form.elements.random.checked = false;
   moveSliders(form);
@@ -47,6 +50,7 @@ export function requestOfPng(texts, model) {
   for (const name of NUMBERS) {
     if (Number.isFinite(parseFloat(texts[name]))) request[name] = Number(texts[name]);
   }
+  if (model.sizes.includes(texts.size)) request.size = texts.size;
   return { ...request, seed: exact(texts.seed) };
 }
 
@@ -60,6 +64,7 @@ export function classOf(label, model) {
 /** The settings of a request in words. */
 export function describe(request) {
   const told = [
+    ["size", request.size, undefined],
     ["guidance", request.guidance_scale, 1],
     ["guidance interval", request.guidance_interval, undefined],
     ["temperature", request.temperature, 1],

@@ -51,6 +51,8 @@ def write(
         raise InputError(
             f"vLLM draws from class-conditional transformers alone, not from a {describe(config)}"
         )
+    if config.grids:
+        raise InputError("vLLM draws images of one size alone, not from a generator of several")
     if config.head_dim > _KERNEL_WIDTHS[-1]:
         raise InputError(
             f"vLLM's attention has heads of up to {_KERNEL_WIDTHS[-1]} channels, and the "

@@ -251,6 +251,42 @@ def test_codes_to_train_on(codes_command, tmp_path, capsys, kind):
         np.testing.assert_array_equal(record["codes"], expected.reshape(crops, -1))
 
 
+def test_codes_of_several_sizes(codes_command, tmp_path, capsys):
+    command = [part for part in codes_command if part not in ("--image-size", "16")]
+    for i, size in enumerate([(20, 40), (40, 20), (20, 20), (64, 33), (50, 99)]):
+        write_image(tmp_path / "images" / "ant" / f"{i}.png", size, i)
+    sizes = {(24, 16): (2, 3), (16, 16): (2, 2), (16, 24): (3, 2)}
+    told = [f"{width}x{height}" for width, height in sizes]
+    options = ["--crops", "center-flip", "--shard-size", "7"]
+    run(*command, tmp_path / "codes", "--sizes", *told, *options)
+    assert "wrote 14 records" in capsys.readouterr().out
+    source = ArrayRecordSource(tmp_path / "codes")
+    manifest = source.manifest
+    assert (manifest.image_size, manifest.code_shape) == (None, (2, None))
+    assert manifest.grids == ((2, 2), (2, 3), (3, 2))
+    grids = [tuple(record["grid"]) for record in source]
+    assert [grid for grid, count in manifest.grid_runs for _ in range(count)] == grids
+    # Within a shard each grid comes once.
+    assert [len(shard.grids) for shard in manifest.shards] == [3, 1, 1]
+    ants = [record for record in source if record["label"] == 0]
+    assert [tuple(record["grid"]) for record in ants] == [(2, 2), (2, 3), (2, 3), (3, 2), (3, 2)]
+    image = Image.open(tmp_path / "images" / "ant" / "3.png")
+    expected = encode(transforms.code_crops(image, (16, 24), "center-flip"))
+    np.testing.assert_array_equal(ants[2]["codes"], expected.reshape(2, -1))
+
+
+def test_wrong_sizes_of_codes(codes_command, tmp_path):
+    command = [part for part in codes_command if part not in ("--image-size", "16")]
+    for sizes, message in (
+        (["16x12"], "image size 16x12 must be a positive multiple of the tokenizer's downsampling"),
+        (["16x16", "16x16"], "--sizes names a size twice: 16x16, 16x16"),
+        (["16"], "16 must be WIDTHxHEIGHT in pixels, such as 384x256"),
+        (["16x0"], "16x0 must be WIDTHxHEIGHT in pixels, such as 384x256"),
+    ):
+        assert message in fails(*command, tmp_path / "codes", "--sizes", *sizes)
+    assert "not allowed with" in fails(*codes_command, tmp_path / "codes", "--sizes", "16x16")
+
+
 def test_codes_are_shared_by_processes_and_gone_on_with(codes_command, tmp_path, capsys):
     command = [*codes_command, tmp_path / "codes", "--shard-size", "4", "--crops", "ten-crop"]
     processes = ["--process-count", "2", "--process-index"]

@@ -219,3 +219,17 @@ def test_evaluation_takes_the_heaviest_caption(packed, encoded):
     assert batch["codes"][:6, 0].tolist() == KEPT
     for row in range(6):
         check_row(batch, row, ("long",), encoded)
+
+
+def test_grids_are_kept(t5, tmp_path):
+    """Of records that are left out none is counted."""
+    grids = [[1, 2], [1, 2], [1, 2], [2, 1], [2, 1], [2, 1], [1, 2]]
+    records = (
+        {"codes": np.full((1, 2), i, np.uint16), "grid": grid, "captions": captions}
+        for i, (grid, captions) in enumerate(zip(grids, CAPTIONS, strict=True))
+    )
+    write_dataset(tmp_path / "codes", records, code_shape=(1, None))
+    run("text", tmp_path / "codes", tmp_path / "packed", *options(t5))
+    source = ArrayRecordSource(tmp_path / "packed")
+    assert [record["grid"] for record in source] == [grids[i] for i in KEPT]
+    assert source.manifest.grid_runs == (((1, 2), 3), ((2, 1), 2), ((1, 2), 1))
