@@ -29,6 +29,7 @@ _SHARED = {
         "skip_small": False,
         "background": "white",
         "exif_orientation": False,
+        "control": (),
     },
     "optimizer": {
         "learning_rate": 1e-4,
@@ -80,6 +81,7 @@ _GENERATOR = {
     "optimizer": {"weight_decay": 0.05},
     "attention": "auto",
     "remat": "none",
+    "trained": "",
     "sharding_rules": sharding.LLAMA_RULES,
 }
 

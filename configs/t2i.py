@@ -7,8 +7,8 @@ the steps are one epoch of its 50 million and of its 10 million images. "scenes-
 and "scenes-stage2", at 64 px, are the same for the rendered scenes at a tiny size
 (`make demo-text`), and "emoji" one for OpenMoji's pictures (`make demo-emoji`).
 
-"aspects" teaches the model of "stage1" five aspect ratios, and "scenes-aspects" that of
-"scenes-stage2" three: 64x64, 96x64 and 64x96 px. Neither is the paper's.
+"aspects" teaches the model of "stage1" five aspect ratios, and "scenes-aspects" is one for rendered
+scenes of three: 64x64, 96x64 and 64x96 px. Neither is the paper's.
 """
 
 import dataclasses
@@ -108,8 +108,9 @@ def _scenes_stage2() -> ConfigDict:
 
 
 def _scenes_aspects() -> ConfigDict:
-    config: Any = _scenes_stage("aspects", 64, steps=1500)
-    config.init_from = "demo_text/stage2"
+    config: Any = _scenes_stage("aspects", 64, steps=3000)
+    config.update(tokenizer="demo_control/tokenizer", text_encoder="demo_control/t5")
+    config.data.update(train="demo_control/train", eval="demo_control/val")
     config.model.grids = ((8, 8), (8, 12), (12, 8))
     return config
 

@@ -60,7 +60,7 @@ def generate_images(
       model, params, condition, draft: of `generate`.
       tokenizer: that the generator was trained with, as a pytree.
       size: side in pixels to resize the images to as for the published FIDs; None leaves them.
-      **rows: `condition_mask`, `sample_ids` and `known` of `generate`.
+      **rows: `condition_mask`, `sample_ids`, `known` and `control` of `generate`.
     """
     codes = generate(model, params, condition, settings=settings, draft=draft, **rows)
     images = _decode(model.config.grid, size, tokenizer, codes)
@@ -210,8 +210,8 @@ class ImageGenerator:
         batch size nor on the devices.
 
         Args:
-          conditions: "condition" and, for text, "condition_mask"; "known" where codes are: arrays
-            [N, ...], what `generate` takes.
+          conditions: "condition" and, for text, "condition_mask"; "known" where codes are, and
+            "control" where it is given: arrays [N, ...], what `generate` takes.
           first: the number of the first of these conditions, where others came before.
           start: images below this number are left out.
           batch_size: rounded up to a multiple of the number of devices.

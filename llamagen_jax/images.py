@@ -146,7 +146,7 @@ def save_png(path: Path, image: np.ndarray, metadata: Mapping[str, Any] | None =
 def encode(
     image: np.ndarray, format: str, metadata: Mapping[str, Any] | None = None, quality: int = 100
 ) -> bytes:
-    """The bytes of an image file of one uint8 [H, W, 3] image.
+    """The bytes of an image file of one image, uint8 [H, W, 3], or [H, W] in grey.
 
     Args:
       format: "png", "jpeg" or "webp".

@@ -19,6 +19,8 @@ from flax.serialization import to_state_dict
 from tqdm import tqdm
 
 from llamagen_jax import commands, compilation_cache, zoo
+from llamagen_jax.control_maps import DETECTORS
+from llamagen_jax.data.control_files import MAP, files_of, read_control
 from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.files import staged
 from llamagen_jax.generation import ImageGenerator, Samples, settings_for
@@ -70,14 +72,18 @@ def run(args: argparse.Namespace) -> None:
     is_text = generator.config.condition == "text"
     _check_condition(args, generator)
     edit = _edit(args, generator)
-    settings = generator.settings(**{name: getattr(args, name) for name in SETTINGS})
+    named = {name: getattr(args, name) for name in (*SETTINGS, "control_scale")}
+    settings = generator.settings(**named)
     subjects = np.array(prompts) if is_text else _labels(args.labels, generator)
+    control = _control(args, generator.config, len(subjects))
     output = Path(args.output)
     suffix = output.suffix.lower()
     shown = told(settings)
     shown["generator"] = Path(args.generator).resolve().name
     names = {"image": args.image, "mask": args.mask}
     shown |= {option: Path(name).name for option, name in names.items() if name}
+    if args.control:
+        shown |= {"control": args.control_kind or MAP, "control_scale": settings.control_scale}
     if args.size:
         shown["size"] = generator.told_size(generator.config.grid)
     check_layout(args.layout, suffix not in (".png", ".npz"), is_text, args.count)
@@ -85,10 +91,10 @@ def run(args: argparse.Namespace) -> None:
     with staged(output, overwrite=suffix in (".png", ".npz")) as partial:
         repeated = np.repeat(subjects, args.count)
         if suffix == ".png":
-            samples = _joined(_draw(args, generator, subjects, settings, edit))
+            samples = _joined(_draw(args, generator, subjects, control, settings, edit))
             _write_grid(partial, samples.images, repeated, shown, args.columns or args.count)
         else:
-            parts = _kept(args, generator, subjects, settings, edit, shown)
+            parts = _kept(args, generator, subjects, control, settings, edit, shown)
             _write(partial, args, parts, repeated, shown)
     if suffix != ".png":
         parts.remove()
@@ -161,10 +167,35 @@ def _read(option: str, name: str) -> bytes:
         raise InputError(f"{option} {name} cannot be read: {error.strerror}") from error
 
 
+def _control(args: argparse.Namespace, config: LlamaConfig, num_subjects: int) -> np.ndarray | None:
+    """Control images uint8 [num_subjects, H, W, 3], or None."""
+    if not args.control:
+        for name in ("control_kind", "control_scale"):
+            if getattr(args, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for a --control: give one, or neither"
+                )
+        return None
+    if not config.control_layers:
+        raise InputError(
+            f"--control does not fit the generator {args.generator}, which was trained without "
+            "control images"
+        )
+    files = files_of(args.control)
+    if len(files) not in (1, num_subjects):
+        raise InputError(
+            f"--control names {len(files)} images for {num_subjects} labels or prompts: give one "
+            "for all, or one for each"
+        )
+    images = read_control(files, args.control_kind or MAP, config.control_size)
+    return np.broadcast_to(images, (num_subjects, *images.shape[1:]))
+
+
 def _draw(
     args: argparse.Namespace,
     generator: ImageGenerator,
     subjects: np.ndarray,
+    control: np.ndarray | None,
     settings: SamplingSettings,
     edit: Edit | None,
     start: int = 0,
@@ -181,6 +212,8 @@ def _draw(
             conditions = generator.read(chunk.tolist()) if is_text else {"condition": chunk}
             if known is not None:
                 conditions["known"] = np.tile(known, (len(chunk), 1))
+            if control is not None:
+                conditions["control"] = control[first : first + len(chunk)]
             for part in generator.sample(conditions, settings, first=first, start=start, **sizes):
                 yield part._replace(images=edit.paste(part.images)) if edit else part
                 bar.update(len(part.codes))
@@ -190,6 +223,7 @@ def _kept(
     args: argparse.Namespace,
     generator: ImageGenerator,
     subjects: np.ndarray,
+    control: np.ndarray | None,
     settings: SamplingSettings,
     edit: Edit | None,
     shown: Mapping[str, Any],
@@ -200,11 +234,13 @@ def _kept(
     what = {"count": args.count, "size": args.resize, "labels or prompts": subjects.tolist()}
     if edit:
         what["image and mask"] = weights_hash(edit._asdict())
+    if control is not None:
+        hashes["control images"] = weights_hash({"control": control})
     parts = SampleParts(Path(args.output), {**shown, **what, **hashes})
     if parts.done:
         print(f"going on with image {parts.done} of {len(subjects) * args.count}")
     with told_kept(f"{parts.folder} keeps the images so far"):
-        for part in _draw(args, generator, subjects, settings, edit, parts.done):
+        for part in _draw(args, generator, subjects, control, settings, edit, parts.done):
             parts.add(part)
     return parts
 
@@ -233,6 +269,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--count", type=commands.whole, default=1, help="images per label or prompt (1)"
+    )
+    what.add_argument(
+        "--control",
+        nargs="+",
+        type=commands.path,
+        metavar="IMAGE",
+        help="control images, one for all labels or prompts or one for each, or a folder of these "
+        "(none)",
+    )
+    what.add_argument(
+        "--control-kind",
+        choices=(MAP, *DETECTORS),
+        help=f"what they are: {MAP} is the control map itself, all others are found in a picture "
+        f"({MAP})",
+    )
+    what.add_argument(
+        "--control-scale", type=commands.number, help="multiplies what the control adds (1)"
     )
     what.add_argument(
         "--size",

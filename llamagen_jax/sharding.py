@@ -17,6 +17,8 @@ from llamagen_jax.errors import InputError
 Rules = Sequence[tuple[str, Sequence[Any]]]
 
 LLAMA_RULES: Rules = (
+    # Small, and its layers are apart: copied everywhere.
+    (r"control_(encoder|fusion)", ()),
     (r"embedding/embedding$", (None, ("fsdp", "tensor"))),
     (r"classes/embedding$", (None, ("fsdp", "tensor"))),
     (r"fc1/kernel$", ("fsdp", "tensor")),

@@ -18,6 +18,8 @@ from llamagen_jax.training.tasks import make_task
 CONFIGS = (
     "c2i.py:B-256",
     "c2i.py:3B-384",
+    "control.py:t2i",
+    "control.py:scenes",
     "c2i.py:B-aspects",
     "digits.py:tokenizer",
     "digits.py:generator",
@@ -41,6 +43,7 @@ CONFIGS = (
 # Once their sizes are tiny, they take the step of another one above.
 LIKE_ANOTHER = (
     "c2i.py:3B-384",
+    "control.py:t2i",
     "t2i.py:stage2",
     "t2i.py:aspects",
     "t2i.py:scenes-stage2",
@@ -76,6 +79,8 @@ def test_every_config_takes_a_step_at_a_tiny_size(config):
         values["loss"]["perceptual_weight"] = 0.0  # VGG16 has no tiny size
     elif values["model"]["condition"] == "text":
         values["model"].update(condition_length=5, caption_dim=16)
+        if values["model"]["control_layers"]:
+            values["model"].update(tiny.CONTROL_SIZES)
     if values["model"].get("grids"):
         values["model"]["grids"] = ((4, 4), (2, 6))
     task = make_task(from_mapping(values))
@@ -129,6 +134,9 @@ def test_configs_share_no_values():
         ({"data__caption_weights": (("a", math.inf),)}, "config.data: caption_weights=.* finite"),
         ({"data__train": ("a", "gs://a/b")}, "config.data.train: gs://a/b is an address"),
         ({"tokenizer": "$NOWHERE/a"}, "config.tokenizer: .* variable .NOWHERE, which is not set"),
+        ({"model__control_layers": 2}, r"control_layers=2 and data.control=\(\): give both"),
+        ({"data__control": ("canny",)}, "control_layers=0 and data.control=.*: give both"),
+        ({"trained": "^control_"}, "leaves drawn weights as they are: give init_from"),
         ({"optimizer": 3}, "config.optimizer=3 must be of type OptimizerConfig"),
     ],
 )

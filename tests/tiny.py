@@ -1,6 +1,7 @@
 """Configurations, models and data small enough to train in a test."""
 
 import copy
+import dataclasses
 import io
 import itertools
 import json
@@ -50,6 +51,9 @@ LLAMA_SIZES = {
 VQGAN_CONFIG = VQGANConfig(**VQGAN_SIZES)
 LLAMA_CONFIG = LlamaConfig(**LLAMA_SIZES)
 TEXT_CONFIG = LlamaConfig(**LLAMA_SIZES, condition="text", condition_length=5, caption_dim=16)
+CONTROL_SIZES = {"control_layers": 2, "control_dim": 64, "control_patch": 4}
+CONTROL_CONFIG = LlamaConfig(**LLAMA_SIZES | {"n_layers": 4}, **CONTROL_SIZES)
+TEXT_CONTROL_CONFIG = dataclasses.replace(TEXT_CONFIG, **CONTROL_SIZES)
 T5_CONFIG = T5Config(vocab_size=512, dim=16, head_dim=4, ffn_dim=24, n_layers=2, n_heads=2)
 
 _WORDS = (
@@ -168,6 +172,8 @@ def llama(config: LlamaConfig = LLAMA_CONFIG, seed: int = 0) -> tuple[Llama, dic
     params = jax.jit(model.init)(key, jnp.zeros((1, config.code_length), int), condition)["params"]
     params = jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, params)
     params["output"] = jax.random.normal(key, params["output"].shape) * 0.3
+    if config.control_layers:
+        params["control_fusion"] = jax.random.normal(key, params["control_fusion"].shape) * 0.3
     return model, params
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image
 
+from llamagen_jax import control_maps
 from llamagen_jax.data import transforms
 from llamagen_jax.data.buckets import Order, buckets
 from llamagen_jax.data.sources import SOURCES, Source
@@ -53,6 +54,9 @@ class DataConfig:
         (("long", 0.7), ("short", 0.3)); evaluation takes the one of the largest weight.
       skip_small: leave out images with a side under `image_size` instead of enlarging them.
       background, exif_orientation: of `transforms.decode`.
+      control: kinds of control maps that batches hold, one of them per image: training draws it,
+        evaluation takes the first. Codes have theirs stored; those of images are found in each crop
+        by `control_maps.detect`. () is for none.
     """
 
     source: str
@@ -67,6 +71,7 @@ class DataConfig:
     skip_small: bool
     background: str
     exif_orientation: bool
+    control: tuple = ()
 
     def __post_init__(self):
         check_finite(self)
@@ -104,9 +109,10 @@ def train_batches(
     """Endless batches of the training data from step `start` on, reshuffled every epoch.
 
     Batches hold "image" (uint8 [b, S, S, 3]) or, for records with codes, "codes" (int32 [b, L], or
-    [b, rows, columns] where records tell their grid), one row of the codes drawn at random, and
-    what `condition` asks for. A broken record is replaced by the next whole one of the stream;
-    "skipped" (bool [b]) tells where.
+    [b, rows, columns] where records tell their grid), one row of the codes drawn at random, with
+    `config.control` also "control" (uint8 [b, H, W, 3]) of the same crop, and what `condition` asks
+    for. A broken record is replaced by the next whole one of the stream; "skipped" (bool [b]) tells
+    where.
 
     Args:
       source: of the training data.
@@ -217,6 +223,11 @@ def _load(
                 f"{source.name(index)} needs {needed} and an image or codes but has only: "
                 f"{', '.join(record)}"
             )
+        if "codes" in record and not set(config.control) <= record.get("control", {}).keys():
+            raise InputError(
+                f"{source.name(index)} needs control maps of {', '.join(config.control)}: make the "
+                "codes with `python -m llamagen_jax.data.prepare codes --control`"
+            )
         chosen = _condition(config, source, condition, record, *rng)
         return make_example(config, record, *rng) | chosen
     except InputError:
@@ -228,7 +239,7 @@ def _load(
 
 def _train_example(config: DataConfig, record: dict, rng: np.random.Generator) -> dict:
     if "codes" in record:
-        return {"codes": _on_grid(record, rng.choice(record["codes"]))}
+        return _codes_example(config, record, rng.choice(len(record["codes"])), rng)
     size = config.image_size
     largest_side = transforms.random_crop_side(size) if config.random_crop else size
     image = _decode(config, record, largest_side if config.fast_decode else 0)
@@ -238,17 +249,38 @@ def _train_example(config: DataConfig, record: dict, rng: np.random.Generator) -
         image = transforms.center_crop(image, size)
     if config.random_flip:
         image = transforms.random_flip(image, rng)
-    return {"image": image}
+    return _image_example(config, image, rng)
 
 
 def _eval_example(config: DataConfig, record: dict) -> dict:
     if "codes" in record:
-        return {"codes": _on_grid(record, record["codes"][0])}
-    return {"image": transforms.center_crop(_decode(config, record), config.image_size)}
+        return _codes_example(config, record, 0)
+    image = transforms.center_crop(_decode(config, record), config.image_size)
+    return _image_example(config, image)
 
 
-def _on_grid(record: dict, codes: np.ndarray) -> np.ndarray:
-    return codes.astype(np.int32).reshape(record.get("grid", -1))
+def _codes_example(
+    config: DataConfig, record: dict, crop: int, rng: np.random.Generator | None = None
+) -> dict:
+    """The codes of one crop, with a control map of the same."""
+    example = {"codes": record["codes"][crop].astype(np.int32).reshape(record.get("grid", -1))}
+    if config.control:
+        encoded = record["control"][_kind(config, rng)][crop]
+        example["control"] = np.asarray(transforms.decode(encoded))
+    return example
+
+
+def _image_example(
+    config: DataConfig, image: np.ndarray, rng: np.random.Generator | None = None
+) -> dict:
+    if not config.control:
+        return {"image": image}
+    control = control_maps.detect(_kind(config, rng), image)
+    return {"image": image, "control": np.repeat(control[..., None], 3, axis=-1)}
+
+
+def _kind(config: DataConfig, rng: np.random.Generator | None) -> str:
+    return config.control[0] if rng is None else str(rng.choice(config.control))
 
 
 def _decode(config: DataConfig, record: dict, fast_side: int = 0) -> Image.Image:

@@ -3,7 +3,9 @@
 A record is a dict with any of these keys: `image` (encoded bytes), `label` (int), `captions`
 (dict of str by name), `codes` (uint16 [crops, L]: one row per crop of the image), `grid` ([rows,
 columns] of the codes, where a folder has several), `text` (dict of features by the caption's name,
-bfloat16 [t, C]: one row per token of the caption, no padding).
+bfloat16 [t, C]: one row per token of the caption, no padding), `control` (dict by kind, such as
+"canny": beside codes a list of PNGs, one per crop; beside an image the bytes of a map of the whole
+image).
 """
 
 import dataclasses
@@ -103,7 +105,7 @@ class Manifest:
     `image_size` is the side of the stored (or encoded) images in pixels, None if it varies;
     `code_shape` is (crops, L) where the records hold codes, L None if it varies; `crops` and
     `crop_range` tell of which crops they are, see `transforms.code_crops`. `text_encoder` is None
-    where they hold no features.
+    where they hold no features. `control` are the kinds of their control maps.
     """
 
     shards: tuple[Shard, ...]
@@ -114,6 +116,7 @@ class Manifest:
     crops: str | None = None
     crop_range: float | None = None
     text_encoder: TextEncoderId | None = None
+    control: tuple[str, ...] = ()
     version: int = SCHEMA_VERSION
 
     @property
@@ -150,7 +153,7 @@ class Manifest:
             )
         try:
             tokenizer, code_shape = fields["tokenizer"], fields["code_shape"]
-            # Absent where an older writer knew no features and only centre crops.
+            # Absent where an older writer knew no features, no control and only centre crops.
             text_encoder = fields.get("text_encoder")
             return cls(
                 shards=tuple(Shard(**shard) for shard in fields["shards"]),
@@ -161,6 +164,7 @@ class Manifest:
                 crops=fields.get("crops"),
                 crop_range=fields.get("crop_range"),
                 text_encoder=text_encoder and TextEncoderId(**text_encoder),
+                control=tuple(fields.get("control", ())),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"'{path}' is damaged: write the dataset again") from error

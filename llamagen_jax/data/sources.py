@@ -152,6 +152,10 @@ class ImageFolderSource:
     def name(self, index: int) -> str:
         return f"'{self._files[index][0]}'"
 
+    def path(self, index: int) -> Path:
+        """Of an image, from the folder on."""
+        return Path(self._files[index][0]).relative_to(self._folder)
+
     def __repr__(self) -> str:
         return (
             f"ImageFolderSource('{self._folder}', {len(self)} records, "
@@ -230,7 +234,7 @@ class MixedCodesSource:
             if first is None or made_by is None:
                 raise InputError(f"{source!r} holds no codes: only folders of codes can be mixed")
             self._check("records", source, len(self._sources[0]), len(source))
-            for field in ("code_shape", "grid_runs", "class_names"):
+            for field in ("code_shape", "grid_runs", "class_names", "control"):
                 wanted, found = (getattr(m, field) for m in (self.manifest, source.manifest))
                 self._check(field, source, wanted, found)
             self._check("tokenizer", source, first.sha256, made_by.sha256)
@@ -251,7 +255,13 @@ class MixedCodesSource:
             for key in ("label", "captions"):
                 what = f"{key} of {source.name(index)}"
                 self._check(what, source, records[0].get(key), record.get(key))
-        return records[0] | {"codes": np.concatenate([record["codes"] for record in records])}
+        mixed = records[0] | {"codes": np.concatenate([record["codes"] for record in records])}
+        if self.manifest.control:
+            maps = [record["control"] for record in records]
+            mixed["control"] = {
+                kind: list(itertools.chain.from_iterable(m[kind] for m in maps)) for kind in maps[0]
+            }
+        return mixed
 
     def name(self, index: int) -> str:
         return self._sources[0].name(index)

@@ -99,6 +99,12 @@ def refuse_small(image: Image.Image, size: Size) -> None:
         raise ValueError(f"{image.width}x{image.height} px are less than {told}")
 
 
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a width and height, made that of the other, are the other's but for a pixel."""
+    (width, height), (wide, high) = size, other
+    return abs(height * wide / width - high) <= 1 or abs(width * high / height - wide) <= 1
+
+
 def nearest_size(image: Image.Image, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The (height, width) of the nearest aspect ratio, by its logarithm, then of nearest area."""
 

@@ -1,7 +1,8 @@
 """Llama transformer over image codes (LlamaGen, arXiv 2406.06525, section 2.2).
 
 Axes: B batch, L codes, T condition tokens, S = T + L positions, Q queried positions, D width,
-H heads, K key-value heads, Dh head width, N layers, V vocabulary.
+H heads, K key-value heads, Dh head width, N layers, V vocabulary, F depths where control is added,
+P = T + L - 1 positions of inputs.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt8
 
 from llamagen_jax.errors import InputError, nearest
 from llamagen_jax.models import int8
@@ -23,6 +24,7 @@ from llamagen_jax.models.attention import (
     key_validity,
 )
 from llamagen_jax.models.condition import ConditionEmbedding
+from llamagen_jax.models.control import ControlEncoder, check_control
 from llamagen_jax.models.layers import AnyArray, RMSNorm, dense, normal_init, split_batch
 from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.models.rope import rope_table, rotate, stack_tables
@@ -59,12 +61,14 @@ class Queries(NamedTuple):
       cos_sin: float32 [B or 1, Q, Dh/2, 2], their rotation.
       valid: bool [B, S], False at keys that are padding; None for no padding.
       mask: bool [B or 1, 1, Q, S] of `attention_mask`; None without a cache.
+      control: [F + 1, B, Q, D], what is added at each depth, and zeros; None without control.
     """
 
     positions: AnyArray
     cos_sin: AnyArray
     valid: AnyArray | None
     mask: AnyArray | None
+    control: AnyArray | None
 
 
 class Llama(nn.Module):
@@ -92,6 +96,11 @@ class Llama(nn.Module):
         c = self.config
         self.codes_embedding = nn.Embed(c.vocab_size, c.dim, embedding_init=normal_init)
         self.condition_embedding = ConditionEmbedding(c)
+        if c.control_layers:
+            self.control_encoder = ControlEncoder(c, self.position_grid)
+            # From zero, so that training begins with the model as it is without control.
+            shape = len(c.control_depths), c.control_dim, c.dim
+            self.control_fusion = self.param("control_fusion", nn.initializers.zeros, shape)
         self.token_dropout = nn.Dropout(c.token_dropout)
         block = Block
         if self.remat != "none":
@@ -100,14 +109,14 @@ class Llama(nn.Module):
                 Block,
                 policy=REMAT_POLICIES[self.remat],
                 prevent_cse=not self.scan_layers,
-                static_argnums=(5,),
+                static_argnums=(6,),
             )
         if self.scan_layers:
             self.layers: Any = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, 0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=c.n_layers,
             )(c, self.attention, self.weights)
         else:
@@ -124,6 +133,7 @@ class Llama(nn.Module):
         condition: Shaped[AnyArray, "B ..."],
         condition_mask: Bool[AnyArray, "B T"] | None = None,
         train: bool = False,
+        control: UInt8[AnyArray, "B H W 3"] | None = None,
     ) -> Float[Array, "B L V"]:
         """Teacher-forced logits.
 
@@ -131,20 +141,33 @@ class Llama(nn.Module):
           codes: int [B, L]; the last code is never an input, so it may be anything.
           condition: int labels [B] in [0, num_classes], or text features [B, T, caption_dim].
           condition_mask: bool [B, T], False at padding; None for no padding.
-          train: draw dropout of conditions, activations and paths from the "dropout" rng.
+          train: draw dropout of conditions, controls, activations and paths from the "dropout" rng.
+          control: uint8 [B, H, W, 3] of the size `LlamaConfig.control_size`; None for none.
 
         Returns:
-          float32 [B, L, V]; those at i predict code i from the condition and the codes before it.
+          float32 [B, L, V]; those at i predict code i from the condition, the codes before it and
+          all of the control.
+
+        Raises:
+          InputError: the model takes no control, or none of this size.
         """
         c = self.config
         drop = None
         if train and c.condition_dropout:
             key = self.make_rng("dropout")
             drop = jax.random.bernoulli(key, c.condition_dropout, codes.shape[:1])
+        if control is None and c.control_layers and self.is_initializing():
+            control = jnp.zeros((len(codes), *c.control_size, 3), jnp.uint8)
+        added = None if control is None else self.embed_control(control)
+        if added is not None and train and c.control_dropout:
+            key = self.make_rng("dropout")
+            kept = jax.random.bernoulli(key, 1 - c.control_dropout, (len(added), 1, 1, 1))
+            added = jnp.where(kept, added, 0)
         x = self.embed_condition(condition, condition_mask, drop)
         x = jnp.concatenate([x, self.embed_codes(codes[:, :-1])], axis=1)
         x = self.token_dropout(x, deterministic=not train)
-        x, _ = self.transform(x, jnp.arange(x.shape[1])[None], condition_mask, train=train)
+        positions = jnp.arange(x.shape[1])[None]
+        x, _ = self.transform(x, positions, condition_mask, train=train, control=added)
         return self.logits(x[:, c.condition_length - 1 :])
 
     def embed_condition(
@@ -163,6 +186,32 @@ class Llama(nn.Module):
             size = c.size_index(self.position_grid or c.grid)
         return self.condition_embedding(condition, condition_mask, drop, size)
 
+    def embed_control(
+        self, control: UInt8[AnyArray, "B H W 3"], scale: AnyArray | float = 1.0
+    ) -> Float[Array, "B F P D"]:
+        """What control images add to the layers' inputs.
+
+        At the position where a code is predicted that is what the image shows where the code lies;
+        at earlier positions of the condition it is zero.
+
+        Args:
+          control: uint8 [B, H, W, 3] of the size `LlamaConfig.control_size`.
+          scale: multiplies it; a number, or one for each image [B].
+
+        Returns:
+          [B, F, P, D] in the compute dtype, for the layers `LlamaConfig.control_depths`.
+
+        Raises:
+          InputError: the model takes no control, or none of this size.
+        """
+        c = self.config
+        check_control(c, control)
+        tokens = self.control_encoder(control) * jnp.reshape(scale, (-1, 1, 1))
+        dtype = jnp.dtype(c.dtype)
+        fusion = self.control_fusion.astype(dtype)
+        added = jnp.einsum("BLC,FCD->BFLD", tokens.astype(dtype), fusion)
+        return jnp.pad(added, ((0, 0), (0, 0), (c.condition_length - 1, 0), (0, 0)))
+
     def embed_codes(self, codes: Integer[AnyArray, "B Q"]) -> Float[Array, "B Q D"]:
         """Codes, int [B, Q], to embeddings [B, Q, D] in the compute dtype."""
         return self.codes_embedding(codes).astype(self.config.dtype)
@@ -174,6 +223,7 @@ class Llama(nn.Module):
         condition_mask: Bool[AnyArray, "B T"] | None = None,
         cache: Cache | None = None,
         train: bool = False,
+        control: Float[AnyArray, "B F P D"] | None = None,
         sizes: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], Cache | None]:
         """Runs the layers on Q positions.
@@ -186,6 +236,7 @@ class Llama(nn.Module):
           cache: keys and values of earlier positions from `init_cache`, or None. Only what it has
             room for is attended to, and read.
           train: apply dropout.
+          control: of `embed_control`; None for none.
           sizes: int [B], which of `config.trained_grids` each row's codes are on; None for the grid
             of the model.
 
@@ -201,13 +252,17 @@ class Llama(nn.Module):
             tables = stack_tables(map(self._rope_table, c.trained_grids))
             cos_sin = tables[sizes[:, None], positions]
         mask = None if cache is None else attention_mask(positions, num_keys, valid)
-        queries = Queries(positions, cos_sin, valid, mask)
+        if control is not None:
+            control = _at_positions(control, positions, cache is not None)
+        queries = Queries(positions, cos_sin, valid, mask, control)
         rates = np.linspace(0, c.drop_path, c.n_layers, dtype=np.float32)
+        depths = np.full(c.n_layers, len(c.control_depths))
+        depths[list(c.control_depths)] = np.arange(len(c.control_depths))
         if self.scan_layers:
-            return self.layers(x, rates, cache, queries, train)
+            return self.layers(x, rates, depths, cache, queries, train)
         new_cache: list[KVCache] = []
         for i, layer in enumerate(self.layers):
-            x, layer_cache = layer(x, rates[i], cache and cache[i], queries, train)
+            x, layer_cache = layer(x, rates[i], depths[i], cache and cache[i], queries, train)
             new_cache.append(layer_cache)
         return x, None if cache is None else new_cache
 
@@ -236,10 +291,13 @@ class Llama(nn.Module):
         positions: Integer[AnyArray, "#B Q"],
         condition_mask: Bool[AnyArray, "B T"] | None,
         cache: Cache,
+        control: Float[AnyArray, "B F P D"] | None = None,
         sizes: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """`transform`, then the logits [B, V] of the last position; also returns the cache."""
-        x, filled = self.transform(x, positions, condition_mask, cache, sizes=sizes)
+        x, filled = self.transform(
+            x, positions, condition_mask, cache, control=control, sizes=sizes
+        )
         assert filled is not None
         return self.logits(x[:, -1]), filled
 
@@ -325,12 +383,15 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B Q D"],
         drop_path_rate: jax.typing.ArrayLike,
+        depth: AnyArray | np.integer,
         cache: KVCache | None,
         queries: Queries,
         train: bool,
     ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
         c = self.config
         x = split_batch(x)
+        if queries.control is not None:
+            x = x + queries.control[depth]
         project = functools.partial(dense, dtype=c.dtype, weights=self.weights)
 
         def residual(branch, dropout):
@@ -389,6 +450,15 @@ def fill(cache: KVCache, new: KVCache, positions: Integer[AnyArray, "#B Q"]) -> 
         return old.at[rows, :, positions].set(values, unique_indices=True)
 
     return jax.tree.map(put, cache, new)
+
+
+def _at_positions(control, positions, cached: bool):
+    """What control [B, F, P, D] adds at positions [B or 1, Q], then zeros: [F + 1, B, Q, D]."""
+    if cached:
+        control = jnp.take_along_axis(control, positions[:, None, :, None], axis=2)
+    else:
+        control = control[:, :, : positions.shape[1]]
+    return jnp.pad(jnp.swapaxes(control, 0, 1), ((0, 1), (0, 0), (0, 0), (0, 0)))
 
 
 def unstack_layers(params: dict) -> dict:

@@ -5,6 +5,9 @@ import math
 
 from llamagen_jax.errors import InputError, check_finite
 
+# Width of a head of the encoder of control images.
+CONTROL_HEAD_DIM = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
@@ -24,6 +27,13 @@ class LlamaConfig:
       condition_dropout: share of the training conditions replaced by the null condition.
       drop_path: when positive, whole residual branches are dropped at a rate that grows linearly
         with depth up to this one, instead of `residual_dropout` and `ffn_dropout`.
+      control_layers: of the encoder of control images, see `control.ControlEncoder`; 0 for a model
+        without control.
+      control_dim: width of that encoder, a multiple of 64.
+      control_patch: side in pixels of the patch of a control image where a code lies: the
+        downsampling of the tokenizer.
+      control_dropout: share of the training controls that are left out, whether or not the
+        condition is.
       dtype: compute dtype; parameters, norms, softmax and logits stay float32.
 
     Raises:
@@ -50,6 +60,10 @@ class LlamaConfig:
     residual_dropout: float = 0.1
     ffn_dropout: float = 0.1
     drop_path: float = 0.0
+    control_layers: int = 0
+    control_dim: int = 384
+    control_patch: int = 16
+    control_dropout: float = 0.1
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -79,9 +93,20 @@ class LlamaConfig:
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field}={getattr(self, field)} must be positive")
         rates = ("condition_dropout", "token_dropout", "residual_dropout", "ffn_dropout")
-        for field in (*rates, "drop_path"):
+        for field in (*rates, "drop_path", "control_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be in [0, 1)")
+        self._check_control()
+
+    def _check_control(self):
+        if self.control_layers < 0:
+            raise ValueError(f"control_layers={self.control_layers} must not be negative")
+        if self.control_patch < 1:
+            raise ValueError(f"control_patch={self.control_patch} must be positive")
+        if self.control_dim < 1 or self.control_dim % CONTROL_HEAD_DIM:
+            raise ValueError(
+                f"control_dim={self.control_dim} must be a multiple of {CONTROL_HEAD_DIM}"
+            )
 
     def _check_grid(self):
         size = self.grid_size
@@ -145,3 +170,14 @@ class LlamaConfig:
     def code_length(self) -> int:
         rows, columns = self.grid
         return rows * columns
+
+    @property
+    def control_size(self) -> tuple[int, int]:
+        """Height and width of control images in pixels."""
+        rows, columns = self.grid
+        return rows * self.control_patch, columns * self.control_patch
+
+    @property
+    def control_depths(self) -> tuple[int, ...]:
+        """The layers before which control is added: the first, and those at each third."""
+        return tuple(sorted({third * self.n_layers // 3 for third in range(3)}))

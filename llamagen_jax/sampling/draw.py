@@ -1,7 +1,7 @@
 """What every decoder does in the same way: the prefill, and drawing codes from logits.
 
-Axes: B samples, L codes, T condition tokens, V vocabulary; rows are B, or 2B with guidance:
-conditional, then null.
+Axes: B samples, L codes, T condition tokens, V vocabulary, and F, P, D of `Llama`; rows are B, or
+2B with guidance: conditional, then null.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Cache
@@ -33,6 +33,7 @@ class Numbers(NamedTuple):
     guidance_scale: float
     temperature: float
     top_p: float
+    control_scale: float
 
 
 def split_settings(settings: SamplingSettings, config: LlamaConfig) -> tuple[Program, Numbers]:
@@ -43,7 +44,32 @@ def split_settings(settings: SamplingSettings, config: LlamaConfig) -> tuple[Pro
         filter_top_p=settings.top_p < 1,
         greedy=settings.greedy,
     )
-    return program, Numbers(settings.guidance_scale, settings.temperature, settings.top_p)
+    numbers = Numbers(
+        settings.guidance_scale, settings.temperature, settings.top_p, settings.control_scale
+    )
+    return program, numbers
+
+
+def embed_control(
+    apply: Callable,
+    control: UInt8[AnyArray, "B H W 3"] | None,
+    scale: AnyArray | float,
+    num_rows: int,
+) -> Float[Array, "rows F P D"] | None:
+    """What control images add in every row, which is nothing in those of the null condition.
+
+    Args:
+      apply: of the model with its variables.
+      control, scale: of `Llama.embed_control`; None for none.
+    """
+    if control is None:
+        return None
+    return null_rows(apply(control, scale, method="embed_control"), num_rows)
+
+
+def null_rows(control: Float[AnyArray, "B F P D"], num_rows: int) -> Float[Array, "rows F P D"]:
+    """What control adds to the conditional rows, and zeros for the null rows below."""
+    return jnp.pad(control, ((0, num_rows - len(control)), (0, 0), (0, 0), (0, 0)))
 
 
 def prefill(
@@ -51,12 +77,14 @@ def prefill(
     cache: Cache,
     condition: Shaped[AnyArray, "B ..."],
     condition_mask: Bool[AnyArray, "B T"] | None,
+    control: Float[AnyArray, "rows F P D"] | None = None,
     sizes: Integer[AnyArray, " B"] | None = None,
 ) -> tuple[Float[Array, "rows V"], Cache]:
     """Feeds the condition, and below it the null condition where the empty cache has 2B rows.
 
     Args:
       apply: of the model with its variables.
+      control: of `embed_control`.
       sizes: of `Llama.transform`.
 
     Returns:
@@ -69,7 +97,8 @@ def prefill(
         mask = None if mask is None else jnp.tile(mask, (2, 1))
         sizes = None if sizes is None else jnp.tile(sizes, 2)
     x = apply(condition, mask, drop, sizes, method="embed_condition")
-    return apply(x, jnp.arange(x.shape[1])[None], mask, cache, sizes, method="extend")
+    positions = jnp.arange(x.shape[1])[None]
+    return apply(x, positions, mask, cache, control, sizes, method="extend")
 
 
 def num_rows(cache: Cache) -> int:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, Integer, Shaped
 
 from llamagen_jax import seeds
 from llamagen_jax.errors import InputError
+from llamagen_jax.models.control import check_control
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.llama_config import LlamaConfig
@@ -33,6 +34,7 @@ def generate(
     sample_ids: Integer[AnyArray, "B ..."] | list[int] | None = None,
     known: Integer[AnyArray, "B L"] | None = None,
     draft: tuple[Llama, dict] | None = None,
+    control: Shaped[AnyArray, "..."] | None = None,
     **fields,
 ) -> Int[Array, "B L"]:
     """Draws one code sequence per condition with a key-value cache, in one jitted call.
@@ -53,6 +55,8 @@ def generate(
         drawn with its own random key from the codes before it, known or drawn, row by row: those
         known further on have no say in it. None draws all.
       draft: a small generator of the same codes with its parameters, for the speculative decoder.
+      control: images uint8 [B, H, W, 3] of the size `LlamaConfig.control_size`, for a model that
+        was trained with control; None draws without. The null condition of guidance has none.
       **fields: of `SamplingSettings`; `seed` must be given in either way.
 
     Returns:
@@ -60,13 +64,22 @@ def generate(
 
     Raises:
       InputError: a sampling setting or a sample id is out of its range (the message names it), the
-        known codes are no codes of this model, or the draft is missing, not used or does not fit.
+        known codes are no codes of this model, the draft is missing, not used or does not fit, or
+        the control does not fit.
     """
     if settings is None:
         settings = SamplingSettings(**fields)
     else:
         settings = dataclasses.replace(settings, **fields)
     condition = jnp.asarray(condition)
+    if control is not None:
+        control = jnp.asarray(control)
+        check_control(model.config, control)
+        if len(control) != len(condition):
+            raise InputError(
+                f"there are {len(control)} control images for {len(condition)} conditions: give "
+                "one for each"
+            )
     if sample_ids is None:
         sample_ids = jnp.arange(condition.shape[0])
     keys = sample_keys(settings.seed, sample_ids)
@@ -76,11 +89,11 @@ def generate(
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     decoder = choose_decoder(settings, condition.shape[0], weights, draft is not None)
     if model.config.code_length == 1 or decoder == "plain":
-        return plain.decode(*rows, known)
+        return plain.decode(*rows, known, control)
     if decoder == "jacobi":
-        return jacobi.decode(*rows, known).codes
+        return jacobi.decode(*rows, known, control).codes
     assert draft is not None
-    return speculative.decode(*rows, draft, known).codes
+    return speculative.decode(*rows, draft, known, control).codes
 
 
 def _check_known(known: Any, num_samples: int, config: LlamaConfig) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Integer, Shaped
+from jaxtyping import Bool, Integer, Shaped, UInt8
 
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Cache, Llama
@@ -34,28 +34,41 @@ def decode(
     keys: Shaped[AnyArray, " B"],
     settings: SamplingSettings,
     known: Integer[AnyArray, "B L"] | None = None,
+    control: UInt8[AnyArray, "B H W 3"] | None = None,
 ) -> Progress:
     """All codes, and the passes they took; arguments as of `plain.decode`."""
     program, numbers = draw.split_settings(settings, model.config)
-    return _decode(model, program, params, condition, condition_mask, keys, numbers, known)
+    rows = condition, condition_mask, keys, numbers, known, control
+    return _decode(model, program, params, *rows)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode(
-    model, program: Program, params, condition, condition_mask, keys, numbers: Numbers, known
+    model,
+    program: Program,
+    params,
+    condition,
+    condition_mask,
+    keys,
+    numbers: Numbers,
+    known,
+    control,
 ):
     decoder, params = model.for_decoding(params)
     apply = functools.partial(decoder.apply, {"params": params})
     config, B = model.config, condition.shape[0]
     width, num_columns = min(WINDOW, config.code_length - 1), config.grid[1]
     pick = functools.partial(draw.pick, program, numbers)
-    score = functools.partial(windows.score, apply, config.condition_length, condition_mask)
+    rows = 2 * B if program.num_guided else B
+    added = draw.embed_control(apply, control, numbers.control_scale, rows)
+    length = config.condition_length
+    score = functools.partial(windows.score, apply, length, condition_mask, added)
 
     def step(carry):
         return advance(score, pick, keys, width, num_columns, *carry)
 
-    cache = decoder.init_cache(2 * B if program.num_guided else B)
-    logits, cache = draw.prefill(apply, cache, condition, condition_mask)
+    cache = decoder.init_cache(rows)
+    logits, cache = draw.prefill(apply, cache, condition, condition_mask, added)
     progress = windows.start(pick(keys, logits, jnp.zeros(B, int)), config.code_length, known)
     return windows.repeat(step, progress, cache, program.num_guided)
 

@@ -7,7 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Integer, Shaped
+from jaxtyping import Array, Bool, Int, Integer, Shaped, UInt8
 
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
@@ -24,15 +24,25 @@ def decode(
     keys: Shaped[AnyArray, " B"],
     settings: SamplingSettings,
     known: Integer[AnyArray, "B L"] | None = None,
+    control: UInt8[AnyArray, "B H W 3"] | None = None,
 ) -> Int[Array, "B L"]:
     """Codes int32 [B, L]; arguments as of `generate`, with a random key per sample."""
     program, numbers = draw.split_settings(settings, model.config)
-    return _decode(model, program, params, condition, condition_mask, keys, numbers, known)
+    rows = condition, condition_mask, keys, numbers, known, control
+    return _decode(model, program, params, *rows)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode(
-    model, program: Program, params, condition, condition_mask, keys, numbers: Numbers, known
+    model,
+    program: Program,
+    params,
+    condition,
+    condition_mask,
+    keys,
+    numbers: Numbers,
+    known,
+    control,
 ):
     decoder, params = model.for_decoding(params)
     apply = functools.partial(decoder.apply, {"params": params})
@@ -49,14 +59,16 @@ def _decode(
         x = apply(jnp.tile(codes, branches)[:, None], method="embed_codes")
         positions = jnp.full((rows, 1), T + index - 1)
         mask = None if condition_mask is None else jnp.tile(condition_mask, (branches, 1))
-        logits, cache = apply(x, positions, mask, cache, method="extend")
+        added = None if control is None else control[:rows]
+        logits, cache = apply(x, positions, mask, cache, added, method="extend")
         codes = draw.keep_known(known_code, pick(logits, jnp.full(B, index)))
         return (codes, cache), codes
 
     rows = 2 * B if num_guided else B
     first, *rest = _parts(decoder, params, rows, num_guided)
     cache = decoder.init_cache(rows, T + first)
-    logits, cache = draw.prefill(apply, cache, condition, condition_mask)
+    control = draw.embed_control(apply, control, numbers.control_scale, rows)
+    logits, cache = draw.prefill(apply, cache, condition, condition_mask, control)
     known = None if known is None else known.T
     codes = draw.keep_known(_at(known, 0), pick(logits, jnp.zeros(B, int)))
     drawn, start = [codes[None]], 1

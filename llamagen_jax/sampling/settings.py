@@ -23,6 +23,7 @@ class SamplingSettings:
       top_p: keep the most probable codes up to and including the one that brings their
         probability over top_p; 1 keeps all.
       greedy: take the most probable code; temperature and filters then change nothing.
+      control_scale: >= 0, multiplies what the control adds; without control it changes nothing.
       decoder: one of `DECODERS`, all of which draw the same samples: "plain" code by code, "jacobi"
         and "speculative" several per pass of the model, the latter with a draft; "auto" takes the
         one that pays for the batch, see `generate.choose_decoder`.
@@ -38,6 +39,7 @@ class SamplingSettings:
     top_k: int = 0
     top_p: float = 1.0
     greedy: bool = False
+    control_scale: float = 1.0
     decoder: str = "plain"
 
     def __post_init__(self):
@@ -53,6 +55,8 @@ class SamplingSettings:
             raise InputError(f"top_k={self.top_k} must not be negative")
         if self.guidance_interval is not None and self.guidance_interval < 0:
             raise InputError(f"guidance_interval={self.guidance_interval} must not be negative")
+        if self.control_scale < 0:
+            raise InputError(f"control_scale={self.control_scale} must not be negative")
         if self.decoder not in DECODERS:
             raise InputError(
                 f"there is no decoder '{self.decoder}'; {nearest(self.decoder, DECODERS)}"

@@ -11,7 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Integer, Shaped
+from jaxtyping import Bool, Integer, Shaped, UInt8
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.layers import AnyArray
@@ -47,11 +47,13 @@ def decode(
     settings: SamplingSettings,
     draft: tuple[Llama, dict],
     known: Integer[AnyArray, "B L"] | None = None,
+    control: UInt8[AnyArray, "B H W 3"] | None = None,
 ) -> Progress:
     """All codes, and the passes of the model that they took; arguments as of `plain.decode`.
 
     Args:
-      draft: another model and its parameters, as `generate` takes them.
+      draft: another model and its parameters, as `generate` takes them. Where it takes no control,
+        it guesses without.
 
     Raises:
       InputError: the draft does not fit the model.
@@ -61,12 +63,21 @@ def decode(
     program, numbers = draw.split_settings(settings, model.config)
     models = model, draft_model
     both = params, draft_params
-    return _decode(models, program, both, condition, condition_mask, keys, numbers, known)
+    rows = condition, condition_mask, keys, numbers, known, control
+    return _decode(models, program, both, *rows)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode(
-    models, program: Program, params, condition, condition_mask, keys, numbers: Numbers, known
+    models,
+    program: Program,
+    params,
+    condition,
+    condition_mask,
+    keys,
+    numbers: Numbers,
+    known,
+    control,
 ):
     config, B = models[0].config, condition.shape[0]
     width = min(WINDOW, config.code_length - 1)
@@ -76,9 +87,13 @@ def _decode(
         """The first code's logits, the function for those of others, and the cache."""
         decoder, params = model.for_decoding(params)
         apply = functools.partial(decoder.apply, {"params": params})
-        cache = decoder.init_cache(2 * B if program.num_guided else B)
-        logits, cache = draw.prefill(apply, cache, condition, condition_mask)
-        score = functools.partial(windows.score, apply, config.condition_length, condition_mask)
+        rows = 2 * B if program.num_guided else B
+        images = control if model.config.control_layers else None
+        added = draw.embed_control(apply, images, numbers.control_scale, rows)
+        cache = decoder.init_cache(rows)
+        logits, cache = draw.prefill(apply, cache, condition, condition_mask, added)
+        length = config.condition_length
+        score = functools.partial(windows.score, apply, length, condition_mask, added)
         return logits, score, cache
 
     logits, score, cache = open_model(models[0], params[0])

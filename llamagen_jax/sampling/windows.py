@@ -16,7 +16,8 @@ however often they were kept, what is returned is the plain decoder's sample its
 the same distribution, except where a matrix product that rounds differently at another shape tips
 an almost exact tie. A code that is known takes the place of x_i, z_i and y_i, so it is kept.
 
-Axes: B samples, L codes, W codes of a window, T condition tokens, V vocabulary; rows as in `draw`.
+Axes: B samples, L codes, W codes of a window, T condition tokens, V vocabulary, and F, P, D of
+`Llama`; rows as in `draw`.
 """
 
 from collections.abc import Callable
@@ -72,6 +73,7 @@ def score(
     apply: Callable,
     condition_length: int,
     condition_mask: Bool[AnyArray, "B T"] | None,
+    control: Float[AnyArray, "all_rows F P D"] | None,
     codes: Integer[AnyArray, "B W"],
     places: Integer[AnyArray, "B W"],
     cache: Cache,
@@ -79,15 +81,17 @@ def score(
 ) -> tuple[Float[Array, "rows W V"], Cache]:
     """Logits of the codes at `places`, which are drawn after the codes before them.
 
-    `sizes` is that of `Llama.transform`.
+    `control` is of `draw.embed_control`, for the rows of the cache and perhaps for more; `sizes` is
+    that of `Llama.transform`.
     """
     branches = draw.num_rows(cache) // len(codes)
     codes = jnp.tile(codes, (branches, 1))
     positions = jnp.tile(condition_length + places - 1, (branches, 1))
     mask = None if condition_mask is None else jnp.tile(condition_mask, (branches, 1))
     x = apply(codes, method="embed_codes")
+    control = None if control is None else control[: len(codes)]
     sizes = None if sizes is None else jnp.tile(sizes, branches)
-    x, cache = apply(x, positions, mask, cache, sizes=sizes, method="transform")
+    x, cache = apply(x, positions, mask, cache, control=control, sizes=sizes, method="transform")
     return apply(x, method="logits"), cache
 
 

@@ -3,17 +3,23 @@
 Source of the fields: github.com/openai/openai-python, `images.generate` and `images.edit`.
 """
 
+import base64
+import binascii
 import json
 import math
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llamagen_jax import seeds
+from llamagen_jax.control_maps import check_detector
+from llamagen_jax.data.control_files import MAP, as_control
 from llamagen_jax.errors import InputError, nearest
 from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts
 
@@ -82,6 +88,9 @@ class ImagesBody(BaseModel):
     top_p: float | None = None
     greedy: bool | None = None
     decoder: Literal["plain", "jacobi", "auto"] | None = None
+    control: str | None = None
+    control_kind: str | None = None
+    control_scale: float | None = None
 
 
 class EditsBody(ImagesBody):
@@ -138,7 +147,8 @@ def settings_of(body: ImagesBody, generator: ImageGenerator, max_n: int) -> list
     if not 1 <= count <= max_n:
         raise ApiError(400, f"n must be from 1 to {max_n}", param="n", code="invalid_value")
     names = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p", "greedy")
-    fields = {name: getattr(body, name) for name in (*names, "decoder")}
+    names = (*names, "decoder", "control_scale")
+    fields = {name: getattr(body, name) for name in names}
     first = secrets.randbits(32) if body.seed is None else _whole(body.seed)
     try:
         seeds.check(first, "seed")
@@ -169,6 +179,25 @@ def subject_of(body: ImagesBody, generator: ImageGenerator) -> int | str:
     except InputError as error:
         raise ApiError(400, str(error), param="prompt", code="invalid_value") from error
     return prompt
+
+
+def control_of(body: ImagesBody, config: LlamaConfig) -> np.ndarray | None:
+    """The control image, uint8 [H, W, 3], or None; ApiError where it is none or has no use."""
+    if body.control is None:
+        for name in ("control_kind", "control_scale"):
+            if getattr(body, name) is not None:
+                raise ApiError(400, f"{name} is for a control", param=name, code="invalid_value")
+        return None
+    kind = body.control_kind or MAP
+    try:
+        if not config.control_layers:
+            raise InputError("the model was trained without control images")
+        if kind != MAP:
+            check_detector(kind)
+        data = base64.b64decode(body.control, validate=True)
+        return as_control(data, "of the request", kind, config.control_size)
+    except (InputError, binascii.Error) as error:
+        raise ApiError(400, str(error), param="control", code="invalid_value") from error
 
 
 def check_model(model: str | None, name: str) -> None:

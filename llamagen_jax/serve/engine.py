@@ -26,6 +26,8 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.images import to_uint8
 from llamagen_jax.inpainting import Edit
+from llamagen_jax.models.control import check_control
+from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling import jacobi
 from llamagen_jax.sampling.generate import choose_decoder
 from llamagen_jax.sampling.settings import SamplingSettings
@@ -174,12 +176,14 @@ class Engine:
           deliver: is given every picture, or one exception after which nothing follows.
 
         Raises:
-          InputError: the prompt has more tokens than the model reads.
+          InputError: the prompt has more tokens than the model reads, or the control does not fit.
           FullError: more images would wait than may.
           StoppedError: the engine was stopped, or has failed.
         """
         if isinstance(request.subject, str):
             self._check_length(request.subject)
+        if request.control is not None:
+            check_control(self._config(request), request.control[None])
         ticket = Ticket(request, deliver)
         images = [self._image(ticket, index) for index in range(len(request.settings))]
         with self._changed:
@@ -197,10 +201,15 @@ class Engine:
         return ticket
 
     def _image(self, ticket: Ticket, index: int) -> _Image:
-        request, config = ticket.request, self.generator.config
-        grid = request.grid or config.grid
-        config = dataclasses.replace(config, grid_size=grid)
-        return _Image(ticket, index, slots.sample_of(request.settings[index], 0, config), grid)
+        request, config = ticket.request, self._config(ticket.request)
+        has_control = request.control is not None
+        sample = slots.sample_of(request.settings[index], 0, config, has_control)
+        return _Image(ticket, index, sample, config.grid)
+
+    def _config(self, request: Request) -> LlamaConfig:
+        """Of the generator on the grid that is asked for."""
+        config = self.generator.config
+        return dataclasses.replace(config, grid_size=request.grid or config.grid)
 
     def _check_length(self, prompt: str) -> None:
         assert self.encoder
@@ -362,9 +371,26 @@ class Engine:
             rows.get("condition_mask"),
             slots.Samples(*map(np.concatenate, samples)),
             known,
+            self._controls(filled),
         )
         for image in images:
             image.done = 1
+
+    def _controls(self, images: Sequence[_Image]) -> list[np.ndarray] | None:
+        """Of `slots.enter`."""
+        config = self.generator.config
+        if not config.control_layers:
+            return None
+        controls = []
+        for grid in config.trained_grids:
+            height, width = (side * config.control_patch for side in grid)
+            rows = np.zeros((len(images), height, width, 3), np.uint8)
+            for row, image in zip(rows, images, strict=True):
+                control = image.ticket.request.control
+                if control is not None and image.grid == grid:
+                    row[:] = control
+            controls.append(rows)
+        return controls
 
     def _advance(self, width: int, guided: bool, size: int) -> None:
         self._slots = self._advance_slots(

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import functools
 import hmac
 import json
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import prometheus_client
 from absl import logging
 from fastapi import Depends, FastAPI, Request, Response
@@ -23,6 +25,7 @@ from starlette.exceptions import HTTPException
 from llamagen_jax.errors import InputError
 from llamagen_jax.images import encode
 from llamagen_jax.inpainting import Edit
+from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling.options import SETTINGS, told
 from llamagen_jax.serve import body as bodies
 from llamagen_jax.serve import reading, requests
@@ -186,7 +189,8 @@ class _Service:
         body = None
         try:
             body, edit = await read(request)
-            drawing = self._submit(body, edit)
+            control = await asyncio.to_thread(bodies.control_of, body, self._config(body))
+            drawing = self._submit(body, edit, control)
             pictures = self._pictures(request, drawing, start)
             if body.stream:
                 return StreamingResponse(
@@ -211,7 +215,7 @@ class _Service:
             }
         )
 
-    def _submit(self, body: ImagesBody, edit: Edit | None) -> Drawing:
+    def _submit(self, body: ImagesBody, edit: Edit | None, control: np.ndarray | None) -> Drawing:
         """Has the engine draw what a body asks for; ApiError where it does not."""
         generator = self._engine.generator
         bodies.check_model(body.model, self.name)
@@ -224,6 +228,7 @@ class _Service:
             grid=grid,
             skip=bool(body.partial_rows),
             edit=edit,
+            control=control,
         )
         with _as_answers():
             return Drawing(self._engine.submit, request)
@@ -303,6 +308,11 @@ class _Service:
 
     def _size(self, body: ImagesBody) -> str:
         return bodies.size_of(body, self.name, self.sizes)
+
+    def _config(self, body: ImagesBody) -> LlamaConfig:
+        """Of the generator on the grid that is asked for."""
+        grid = self.sizes[self._size(body)]
+        return dataclasses.replace(self._engine.generator.config, grid_size=grid)
 
     def _sides(self, body: ImagesBody) -> tuple[int, int]:
         """H and W in pixels of the images that are asked for."""

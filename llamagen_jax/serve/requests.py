@@ -58,6 +58,8 @@ class Request:
       skip: whether a partial picture is left out where a later one of the image is there already.
       edit: what is kept of an image of that size; None to draw all.
       grid: rows and columns of the codes, one of the generator's `trained_grids`; None for its own.
+      control: uint8 [H, W, 3] of that size, for a generator that was trained with control; None for
+        none.
     """
 
     subject: int | str
@@ -66,6 +68,7 @@ class Request:
     skip: bool = False
     edit: Edit | None = None
     grid: tuple[int, int] | None = None
+    control: np.ndarray | None = None
 
 
 class Ticket:

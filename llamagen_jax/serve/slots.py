@@ -5,17 +5,18 @@ others in no way, and are those of `generate` for its settings and sample id, ex
 product that rounds differently at another shape tips an almost exact tie.
 
 Axes: S slots, P samples that enter, L codes, T condition tokens, V vocabulary; rows of the cache
-are 2S or 2P: conditional, then null.
+are 2S or 2P: conditional, then null. F, P, D of what control adds are those of `Llama`.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Cache, Llama
@@ -38,6 +39,7 @@ class Samples(NamedTuple):
       size: which of the model's `trained_grids` the codes are on.
       num_guided: how many codes are guided; they come first.
       top_k: 1 to V.
+      control_scale: 0 for a sample without control.
     """
 
     keys: AnyArray
@@ -48,6 +50,7 @@ class Samples(NamedTuple):
     top_k: AnyArray
     top_p: AnyArray
     greedy: AnyArray
+    control_scale: AnyArray
 
 
 class Slots(NamedTuple):
@@ -59,15 +62,19 @@ class Slots(NamedTuple):
       cache: of 2S rows.
       condition_mask: bool [S, T], False at padding; None for a condition without padding.
       samples: [S].
+      control: [S, F, P, D] of `Llama.embed_control`; None for a model without control.
     """
 
     progress: Progress
     cache: Cache
     condition_mask: AnyArray | None
     samples: Samples
+    control: AnyArray | None
 
 
-def sample_of(settings: SamplingSettings, sample_id: int, config: LlamaConfig) -> Samples:
+def sample_of(
+    settings: SamplingSettings, sample_id: int, config: LlamaConfig, has_control: bool = False
+) -> Samples:
     """One sample on the grid of `config`, as host arrays [1]; its key as numbers [1, 2]."""
     vocabulary = config.vocab_size
     return Samples(
@@ -79,6 +86,7 @@ def sample_of(settings: SamplingSettings, sample_id: int, config: LlamaConfig) -
         top_k=np.array([min(settings.top_k, vocabulary) or vocabulary], np.int32),
         top_p=np.array([settings.top_p], np.float32),
         greedy=np.array([settings.greedy]),
+        control_scale=np.array([settings.control_scale * has_control], np.float32),
     )
 
 
@@ -97,7 +105,12 @@ def empty(model: Llama, num_slots: int) -> Slots:
         sample = _with_keys(sample_of(SamplingSettings(seed=0), 0, config))
     samples = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_slots), sample)
     cache = model.init_cache(2 * num_slots, config.condition_length + room)
-    return Slots(Progress(codes, done, done, known), cache, mask, samples)
+    control = None
+    if config.control_layers:
+        positions = config.condition_length + room - 1
+        shape = num_slots, len(config.control_depths), positions, config.dim
+        control = jnp.zeros(shape, config.dtype)
+    return Slots(Progress(codes, done, done, known), cache, mask, samples, control)
 
 
 def _with_keys(samples: Samples) -> Samples:
@@ -113,6 +126,7 @@ def enter(
     condition_mask: Bool[AnyArray, "P T"] | None,
     samples: Samples,
     known: Int[AnyArray, "P L"] | None = None,
+    controls: Sequence[UInt8[AnyArray, "P H W 3"]] | None = None,
 ) -> Slots:
     """Prefills new samples, draws their first code, and puts them in the slots `places`.
 
@@ -120,13 +134,19 @@ def enter(
       places: different numbers of slots; a sample whose place is S or more goes nowhere.
       samples: [P], of `sample_of`.
       known: of `generate`.
+      controls: images of the size of each of the model's `trained_grids`, of any pixels where a
+        sample has none of that size; None for a model without control.
     """
     samples = _with_keys(samples)
     P, (S, room) = len(places), slots.progress.codes.shape
     sizes = samples.size if model.config.grids else None
     apply = functools.partial(model.apply, {"params": params})
     cache = model.init_cache(2 * P, model.config.condition_length)
-    logits, cache = draw.prefill(apply, cache, condition, condition_mask, sizes)
+    added = rows = None
+    if controls is not None:
+        added = _embed_controls(model, params, controls, samples, room)
+        rows = draw.null_rows(added, 2 * P)
+    logits, cache = draw.prefill(apply, cache, condition, condition_mask, rows, sizes)
     if known is None:
         known = jnp.full((P, room), -1, jnp.int32)
     first = draw.keep_known(known[:, 0], pick(samples, logits, jnp.zeros(P, int)))
@@ -148,7 +168,20 @@ def enter(
         jax.tree.map(put_keys, slots.cache, cache),
         None if mask is None else put(mask, condition_mask),
         jax.tree.map(put, slots.samples, samples),
+        None if added is None else put(slots.control, added),
     )
+
+
+def _embed_controls(model, params, controls, samples: Samples, room: int):
+    """[P, F, P', D] of `Llama.embed_control`, with zeros after the codes of smaller grids."""
+    added = []
+    for index, (grid, images) in enumerate(zip(model.config.trained_grids, controls, strict=True)):
+        on_grid, scale = model.for_grid(grid), samples.control_scale * (samples.size == index)
+        own = on_grid.apply({"params": params}, images, scale, method="embed_control")
+        after = room - on_grid.config.code_length
+        added.append(jnp.pad(own, ((0, 0), (0, 0), (0, after), (0, 0))))
+    # Of other grids than a sample's own it is zero.
+    return functools.reduce(jnp.add, added)
 
 
 def advance(
@@ -162,11 +195,16 @@ def advance(
       size: how many slots are computed; nobody waits for those after.
     """
     branches = 2 if guided else 1
-    progress, condition_mask, samples = jax.tree.map(
-        lambda leaf: leaf[:size], (slots.progress, slots.condition_mask, slots.samples)
+    progress, condition_mask, samples, control = jax.tree.map(
+        lambda leaf: leaf[:size],
+        (slots.progress, slots.condition_mask, slots.samples, slots.control),
     )
+    if control is not None:
+        control = draw.null_rows(control, branches * size)
     apply, config = functools.partial(model.apply, {"params": params}), model.config
-    score = functools.partial(windows.score, apply, config.condition_length, condition_mask)
+    score = functools.partial(
+        windows.score, apply, config.condition_length, condition_mask, control
+    )
     columns, lengths = config.grid[1], None
     if config.grids:
         score = functools.partial(score, sizes=samples.size)

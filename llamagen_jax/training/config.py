@@ -205,7 +205,8 @@ class GeneratorTraining(TrainConfig):
 
     Attributes:
       init_from: as of `TokenizerTraining`; the grid may be of another size than there, as in the
-        paper's second stage of text to image.
+        paper's second stage of text to image, and a model with control may begin with one without,
+        to which its own parameters are added.
       tokenizer: file, export or work folder of the VQGAN that made the codes, or that is to make
         them of images while training; "" trains on packed codes without sample images and without
         checking that the codes are its.
@@ -219,6 +220,8 @@ class GeneratorTraining(TrainConfig):
         batches that do not fit in memory at once.
       attention: of `models.attention.choose`.
       remat: of `models.llama.Llama`.
+      trained: regular expression that is searched in the paths of parameters; those without a match
+        stay as they are: "^control_" leaves the model without control as it was. "" trains all.
     """
 
     model: LlamaConfig
@@ -230,24 +233,25 @@ class GeneratorTraining(TrainConfig):
     accumulation_steps: int
     attention: str
     remat: str
+    trained: str
 
     def __post_init__(self):
         super().__post_init__()
-        if self.model.grids and self.model.grid not in self.model.grids:
+        if bool(self.model.control_layers) != bool(self.data.control):
             raise ValueError(
-                f"model.grid_size={self.model.grid_size} must be one of model.grids="
-                f"{self.model.grids}"
+                f"model.control_layers={self.model.control_layers} and "
+                f"data.control={self.data.control}: give both for a model with control, or neither"
             )
-        rows, columns = self.model.grid
-        if self.evaluate.every and rows != columns:
+        if self.trained and not self.init_from:
             raise ValueError(
-                f"evaluate.every needs square images: set model.grid_size={self.model.grid_size} "
-                "to a square one of model.grids"
+                f"trained={self.trained!r} leaves drawn weights as they are: give init_from"
             )
+        self._check_grids()
         if self.evaluate.every and not self.tokenizer:
             raise ValueError("evaluate.every needs tokenizer, which turns codes into images")
-        if self.evaluate.every and self.model.condition == "text" and not self.data.eval:
-            raise ValueError("evaluate.every needs data.eval, whose captions are drawn")
+        held_out = self.model.condition == "text" or self.model.control_layers
+        if self.evaluate.every and held_out and not self.data.eval:
+            raise ValueError("evaluate.every needs data.eval, whose captions or controls are drawn")
         if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"accumulation_steps={self.accumulation_steps} must divide "
@@ -257,6 +261,24 @@ class GeneratorTraining(TrainConfig):
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r} must be one of {allowed}")
+
+    def _check_grids(self):
+        grids = self.model.grids
+        if grids and self.model.grid not in grids:
+            raise ValueError(
+                f"model.grid_size={self.model.grid_size} must be one of model.grids={grids}"
+            )
+        rows, columns = self.model.grid
+        if self.evaluate.every and rows != columns:
+            raise ValueError(
+                f"evaluate.every needs square images: set model.grid_size={self.model.grid_size} "
+                "to a square one of model.grids"
+            )
+        if self.evaluate.every and len(grids) > 1 and self.model.control_layers:
+            raise ValueError(
+                f"evaluate.every draws one size, but held-out controls are of model.grids={grids}: "
+                "set it to 0"
+            )
 
 
 _TASKS = {"tokenizer": TokenizerTraining, "generator": GeneratorTraining}

@@ -97,8 +97,10 @@ def check_codes(
         )
     if model.condition == "text":
         _check_features(config, manifest.text_encoder)
+    _check_control(config, name, manifest)
     if held_out:
         _check_held_out(config, manifest, held_out)
+        _check_control(config, config.data.eval, held_out)
     if vqgan_params is not None and weights_hash(vqgan_params) != made_by.sha256:
         raise InputError(
             f"{name} was made by another tokenizer ({made_by.name}) than "
@@ -134,6 +136,22 @@ def _check_held_out(config: GeneratorTraining, trained_on: Manifest, held_out: M
         raise InputError(
             f"config.data.eval={config.data.eval} holds {found} codes per image but "
             f"config.data.train={config.data.train} {wanted}; make both of images of the same size"
+        )
+
+
+def _check_control(config: GeneratorTraining, name: str | tuple, manifest: Manifest) -> None:
+    for kind in config.data.control:
+        if kind not in manifest.control:
+            raise InputError(
+                f"{name} holds no control maps of {kind}, only: "
+                f"{', '.join(manifest.control) or 'none'}; change config.data.control, or make "
+                "codes with `python -m llamagen_jax.data.prepare codes --control`"
+            )
+    height, width = config.model.control_size
+    if config.data.control and manifest.image_size not in (None, height):
+        raise InputError(
+            f"{name} holds control maps of {manifest.image_size} px but the model reads "
+            f"{height}x{width}: set config.model.control_patch to the tokenizer's downsampling"
         )
 
 

@@ -80,7 +80,8 @@ def open_reconstructions(config: TokenizerTraining, held_out: Source) -> Measure
 def open_samples(config: GeneratorTraining, tokenizer: ModelTokenizer, mesh: Mesh) -> Measure:
     """FID, sFID and Inception Score of samples, as `evaluate images` computes them.
 
-    Samples are drawn as previews are: of the classes in turn, or of the held-out captions.
+    Samples are drawn as previews are: of the classes in turn, or of the held-out captions or
+    controls.
 
     Raises:
       InputError: the network or the reference cannot be opened, or do not fit.
@@ -131,8 +132,8 @@ def _samples(
     settings = SamplingSettings(
         config.seed, config.sample.guidance_scale, top_k=config.sample.top_k
     )
-    by_class = model.config.condition == "class"
-    drawn = _class_batches(config) if by_class else _caption_batches(batches)
+    of_classes = model.config.condition == "class" and not model.config.control_layers
+    drawn = _class_batches(config) if of_classes else _held_out_batches(batches)
     ids = np.arange(config.batch_size)
     for number, batch in enumerate(drawn):
         samples = generate_images(
@@ -142,6 +143,7 @@ def _samples(
             batch["condition"],
             settings,
             condition_mask=batch["condition_mask"],
+            control=batch["control"],
             sample_ids=seeds.halves(ids + number * len(ids)),
         )
         yield from _whole(batch, samples.images)
@@ -151,14 +153,20 @@ def _class_batches(config: GeneratorTraining) -> Iterator[dict]:
     labels = np.arange(config.batch_size, dtype=np.int32)
     for start in itertools.count(step=config.batch_size):
         condition = (labels + start) % config.model.num_classes
-        yield {"condition": condition, "condition_mask": None, "weight": np.ones(len(labels))}
+        weight = np.ones(len(labels))
+        yield {"condition": condition, "condition_mask": None, "control": None, "weight": weight}
 
 
-def _caption_batches(batches: Batches) -> Iterator[dict]:
+def _held_out_batches(batches: Batches) -> Iterator[dict]:
     while True:
         for batch in batches():
-            condition, mask = sharding.fetch(batch["features"]), sharding.fetch(batch["mask"])
-            yield {"condition": condition, "condition_mask": mask, "weight": batch["weight"]}
+            rows = {name: sharding.fetch(array) for name, array in batch.items()}
+            yield {
+                "condition": rows["label"] if "label" in rows else rows["features"],
+                "condition_mask": rows.get("mask"),
+                "control": rows.get("control"),
+                "weight": rows["weight"],
+            }
 
 
 def _whole(batch: dict, rows: np.ndarray) -> np.ndarray:

@@ -40,17 +40,24 @@ EvalMetrics = metrics.Collection.create(
 def load_init(config: GeneratorTraining) -> dict | None:
     """Parameters on the host that training begins with; None where they are drawn.
 
+    Those of control are missing where `config.init_from` is a model without control.
+
     Raises:
       InputError: `config.init_from` cannot be opened or is another model.
     """
     if not config.init_from:
         return None
     with naming("config.init_from"):
-        model, params = zoo.load(config.init_from)
-    if config.model.grids:
-        params = with_sizes(params, model.config, config.model)
-    what = f"config.model does not fit config.init_from={config.init_from}"
-    check_params(params, config.model, what)
+        before, params = zoo.load(config.init_from)
+    what, model = f"config.model does not fit config.init_from={config.init_from}", config.model
+    if isinstance(before.config, LlamaConfig):
+        if model.grids:
+            params = with_sizes(params, before.config, model)
+        if not before.config.control_layers:
+            model = dataclasses.replace(model, control_layers=0)
+    check_params(params, model, what)
+    if model != config.model:
+        logging.info("control is new: its parameters are drawn, all others are of init_from")
     return params
 
 
@@ -102,7 +109,16 @@ def forward_flops(config: LlamaConfig) -> float:
     captions = 0
     if c.condition == "text":
         captions = c.condition_length * c.dim * (c.caption_dim + c.dim)
-    return 2.0 * (captions + c.n_layers * layer + output)
+    return 2.0 * (captions + c.n_layers * layer + output + _control_products(c))
+
+
+def _control_products(c: LlamaConfig) -> int:
+    """Multiply-adds of one control image."""
+    if not c.control_layers:
+        return 0
+    block = 12 * c.control_dim**2 + 2 * c.control_dim * c.code_length
+    ends = 3 * c.control_patch**2 + len(c.control_depths) * c.dim
+    return c.code_length * (c.control_layers * block + c.control_dim * ends)
 
 
 class _Training:
@@ -113,9 +129,10 @@ class _Training:
         kernel = attention.choose(config.attention, c.dtype)
         self._config = config
         self._model: Any = Llama(c, attention=kernel, remat=config.remat)
-        self._optimizer = adamw(config.optimizer, config.steps)
+        self._optimizer = adamw(config.optimizer, config.steps, config.trained)
         # The largest of several grids, which tells what memory a run needs.
-        codes = max(c.grids, key=math.prod) if c.grids else (c.code_length,)
+        largest = dataclasses.replace(c, grid_size=max(c.trained_grids, key=math.prod))
+        codes = largest.grid if c.grids else (c.code_length,)
         self.example = {"codes": jax.ShapeDtypeStruct(codes, jnp.int32)}
         if c.condition == "class":
             self.example["label"] = jax.ShapeDtypeStruct((), jnp.int32)
@@ -123,12 +140,14 @@ class _Training:
             text = (c.condition_length, c.caption_dim)
             self.example["features"] = jax.ShapeDtypeStruct(text, jnp.bfloat16)
             self.example["mask"] = jax.ShapeDtypeStruct(text[:1], bool)
+        if c.control_layers:
+            self.example["control"] = jax.ShapeDtypeStruct((*largest.control_size, 3), jnp.uint8)
 
     def init(self) -> TrainState:
         zeros = {name: jnp.zeros((1, *x.shape), x.dtype) for name, x in self.example.items()}
         key = seeds.key(self._config.seed)
         model, codes = self._on_grid(zeros["codes"])
-        params = model.init(key, codes, *_condition(zeros))["params"]
+        params = model.init(key, codes, **_inputs(zeros))["params"]
         return init_state(params, self._optimizer, self._config.optimizer)
 
     def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Collection]:
@@ -146,7 +165,7 @@ class _Training:
 
     def eval_step(self, params: dict, batch: dict) -> metrics.Collection:
         model, codes = self._on_grid(batch["codes"])
-        logits = model.apply({"params": params}, codes, *_condition(batch))
+        logits = model.apply({"params": params}, codes, **_inputs(batch))
         right = jnp.mean(jnp.argmax(logits, axis=-1) == codes, axis=1)
         return EvalMetrics.single_from_model_output(
             loss=losses.cross_entropy(logits, codes),
@@ -157,8 +176,8 @@ class _Training:
     def _loss_and_grads(self, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         def loss_of(params):
             rngs = {"dropout": key}
-            (model, codes), condition = self._on_grid(batch["codes"]), _condition(batch)
-            logits = model.apply({"params": params}, codes, *condition, train=True, rngs=rngs)
+            (model, codes), inputs = self._on_grid(batch["codes"]), _inputs(batch)
+            logits = model.apply({"params": params}, codes, **inputs, train=True, rngs=rngs)
             return jnp.mean(losses.cross_entropy(logits, codes))
 
         return jax.value_and_grad(loss_of)(params)
@@ -170,9 +189,14 @@ class _Training:
         return self._model.for_grid(codes.shape[1:]), codes.reshape(len(codes), -1)
 
 
-def _condition(batch: dict) -> tuple:
-    """What follows the codes in a call of `Llama`."""
-    return (batch["label"],) if "label" in batch else (batch["features"], batch["mask"])
+def _inputs(batch: dict) -> dict:
+    """What a call of `Llama` takes beside the codes."""
+    condition = batch["label"] if "label" in batch else batch["features"]
+    return {
+        "condition": condition,
+        "condition_mask": batch.get("mask"),
+        "control": batch.get("control"),
+    }
 
 
 def accumulate(

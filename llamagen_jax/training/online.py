@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
+from llamagen_jax.control_maps import check_detector
 from llamagen_jax.data.pipeline import Condition
 from llamagen_jax.errors import InputError, naming
 from llamagen_jax.image_tokenizer import ModelTokenizer
@@ -44,6 +45,8 @@ def open_encoders(
             "turns them into codes, or make codes with `python -m llamagen_jax.data.prepare codes`"
         )
     _check_tokenizer(config, tokenizer)
+    for kind in config.data.control:
+        check_detector(kind)
     condition: Condition = "stored"
     t5, t5_params = None, {}
     if config.model.condition == "text":
@@ -84,6 +87,12 @@ def _check_tokenizer(config: GeneratorTraining, tokenizer: ModelTokenizer) -> No
         raise InputError(
             f"the tokenizer has {tokenizer.codebook_size} codes but config.model.vocab_size="
             f"{config.model.vocab_size}; raise it"
+        )
+    patch = config.model.control_patch
+    if config.data.control and patch != tokenizer.downsampling:
+        raise InputError(
+            f"config.model.control_patch={patch} must be the {tokenizer.downsampling} pixels of a "
+            "code of the tokenizer"
         )
 
 

@@ -1,6 +1,7 @@
 """AdamW with decayed and undecayed groups, learning-rate schedules, and the training state."""
 
 import dataclasses
+import re
 from typing import Any, TypeVar
 
 import flax.struct
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from llamagen_jax import sharding
-from llamagen_jax.errors import check_finite
+from llamagen_jax.errors import InputError, check_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +82,13 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, config) -> 
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
-def with_params(state: State, params: Any) -> State:
-    """A state fresh from its initialisation with `params`, on the host, in place of the drawn."""
-    params = sharding.put_like(params, state.params)
+def with_params(state: State, params: dict) -> State:
+    """A state fresh from its initialisation with `params`, on the host, in place of the drawn.
+
+    Of the state's own parameters those stay whose first name `params` has not.
+    """
+    drawn = {name: tree for name, tree in state.params.items() if name in params}
+    params = {**state.params, **sharding.put_like(params, drawn)}
     ema = None if state.ema is None else jax.tree.map(jnp.array, params)
     return state.replace(params=params, ema=ema)
 
@@ -111,9 +116,16 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, main], [config.warmup_steps])
 
 
-def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW."""
-    return optax.chain(
+def adamw(config: OptimizerConfig, steps: int, trained: str = "") -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW.
+
+    Args:
+      trained: regular expression that is searched in the paths of parameters, such as
+        "layers/attention/q/kernel"; those without a match stay as they are, and have no moments.
+
+    `init` raises InputError where nothing is trained.
+    """
+    chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             learning_rate(config, steps),
@@ -123,6 +135,20 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
             mask=decay_mask,
         ),
     )
+    if not trained:
+        return chain
+
+    def groups(params):
+        def group(path, _):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return "trained" if re.search(trained, name) else "kept"
+
+        found = jax.tree_util.tree_map_with_path(group, params)
+        if "trained" not in jax.tree.leaves(found):
+            raise InputError(f"config.trained={trained!r} is found in the path of no parameter")
+        return found
+
+    return optax.partition({"trained": chain, "kept": optax.set_to_zero()}, groups)
 
 
 def decay_mask(params: Any) -> Any:

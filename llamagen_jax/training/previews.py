@@ -30,20 +30,27 @@ def samples(
 ) -> np.ndarray:
     """Samples of the first classes, or of the first captions of the batch; a row for each.
 
-    They take turns at the grids that the model is trained for, all in cells of one size.
+    They take turns at the grids that the model is trained for, all in cells of one size. With
+    control they are of the batch's first controls and their classes or captions, on their grid,
+    each row after its control.
     """
     model = Llama(config.model)
-    if model.config.condition == "class":
-        labels = np.arange(min(model.config.num_classes, _ROWS), dtype=np.int32)
-        condition, mask = labels, None
+    first = {name: sharding.fetch(rows)[:_ROWS] for name, rows in batch.items() if name != "codes"}
+    control, mask = first.get("control"), first.get("mask")
+    if model.config.condition == "text":
+        condition = first["features"]
+    elif control is not None:
+        condition = first["label"]
     else:
-        condition, mask = (sharding.fetch(batch[name])[:_ROWS] for name in ("features", "mask"))
-    grids = model.config.trained_grids
+        condition = np.arange(min(model.config.num_classes, _ROWS), dtype=np.int32)
+    grids, of_grids = model.config.trained_grids, []
+    if control is not None:
+        height, width = (side // model.config.control_patch for side in control.shape[1:3])
+        grids, of_grids = ((height, width),), [control[:, None]]
     columns = -(-_COLUMNS // len(grids))
     settings = SamplingSettings(
         config.seed, config.sample.guidance_scale, top_k=config.sample.top_k
     )
-    of_grids = []
     for grid in grids:
         _, images = generate_images(
             model.for_grid(grid),
@@ -52,6 +59,7 @@ def samples(
             np.repeat(condition, columns, axis=0),
             settings,
             condition_mask=None if mask is None else np.repeat(mask, columns, axis=0),
+            control=None if control is None else np.repeat(control, columns, axis=0),
         )
         of_grids.append(images.reshape(-1, columns, *images.shape[1:]))
     return np.concatenate(on_one_size(of_grids), axis=1)

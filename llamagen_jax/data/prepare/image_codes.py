@@ -10,14 +10,16 @@ import numpy as np
 from PIL import Image
 
 from llamagen_jax import commands
+from llamagen_jax.control_maps import DETECTORS, check_detector, detect
 from llamagen_jax.data import transforms
+from llamagen_jax.data.prepare.control_folders import WithControl, kind_and_folder
 from llamagen_jax.data.prepare.extract import Extraction, starting_programs
 from llamagen_jax.data.prepare.folders import open_discrete
 from llamagen_jax.data.records import Manifest
 from llamagen_jax.data.sources import SOURCES, open_source
 from llamagen_jax.errors import InputError
 from llamagen_jax.image_tokenizer import ModelTokenizer, code_grid, on_all_devices
-from llamagen_jax.images import from_uint8
+from llamagen_jax.images import encode, from_uint8
 
 
 def codes_extraction(
@@ -32,6 +34,8 @@ def codes_extraction(
     skip_small: bool,
     background: str,
     exif_orientation: bool,
+    control: list[str],
+    control_maps: list[tuple[str, str]],
     batch_size: int,
     shard_size: int,
 ) -> Extraction:
@@ -51,6 +55,8 @@ def codes_extraction(
       crops, crop_range: of `transforms.code_crops`; None is the original's 1.1.
       skip_small: leave out images smaller than their crop instead of enlarging them.
       background, exif_orientation: of `transforms.decode`.
+      control: kinds of `control_maps.detect` to add of every crop, as "control".
+      control_maps: kinds and folders of maps to add too, see `control_folders`.
       batch_size: images per step over all devices, rounded up to a multiple of their number.
       shard_size: images per file.
 
@@ -68,7 +74,11 @@ def codes_extraction(
         raise InputError(f"--sizes names a size twice: {_told_sizes(targets)}")
     grids = [code_grid(opened, target) for target in targets]
     batch_size += -batch_size % jax.device_count()
+    for name in control:
+        check_detector(name)
     source = open_source(kind, location)
+    if control_maps:
+        source = WithControl(source, dict(control_maps))
     return Extraction(
         source=source,
         load=functools.partial(
@@ -78,6 +88,7 @@ def codes_extraction(
             crops=crops,
             crop_range=crop_range,
             skip_small=skip_small,
+            control=control,
         ),
         run=_encode_crops(opened, batch_size, tell_grid=bool(sizes)),
         settings={
@@ -91,6 +102,7 @@ def codes_extraction(
             "skip_small": skip_small,
             "background": background,
             "exif_orientation": exif_orientation,
+            **({"control": [control, control_maps]} if control or control_maps else {}),
         },
         manifest=Manifest(
             shards=(),
@@ -100,6 +112,7 @@ def codes_extraction(
             code_shape=(transforms.CODE_CROPS[crops], None if sizes else math.prod(grids[0])),
             crops=crops,
             crop_range=crop_range,
+            control=(*control, *dict(control_maps)),
         ),
         batch_size=batch_size,
         shard_size=shard_size,
@@ -129,6 +142,7 @@ def _load_crops(
     crops: str,
     crop_range: float | None,
     skip_small: bool,
+    control: list[str],
 ) -> tuple[np.ndarray, dict]:
     """Crops [crops, H, W, 3], of one of the (height, width), and what of the record is kept."""
     kept = {key: record[key] for key in ("label", "captions") if key in record}
@@ -142,7 +156,20 @@ def _load_crops(
     size = transforms.nearest_size(image, sizes)
     if skip_small:
         transforms.refuse_small(image, size)
-    return transforms.code_crops(image, size, crops, crop_range), kept
+    crop = functools.partial(transforms.code_crops, size=size, kind=crops, crop_range=crop_range)
+    pixels = crop(image)
+    maps = {kind: [detect(kind, part) for part in pixels] for kind in control}
+    for kind, given in record.get("control", {}).items():
+        map_image = decode(given)
+        if not transforms.same_shape(map_image.size, image.size):
+            raise ValueError(
+                f"its control map of {kind} is of {map_image.width}x{map_image.height} px, another "
+                f"shape than {image.width}x{image.height}"
+            )
+        maps[kind] = list(crop(map_image))
+    if maps:
+        kept["control"] = {kind: [encode(m, "png") for m in parts] for kind, parts in maps.items()}
+    return pixels, kept
 
 
 def _crop_shape(example: tuple[np.ndarray, dict]) -> tuple[int, ...]:
@@ -153,13 +180,13 @@ def _encode_crops(
     tokenizer: ModelTokenizer, batch_size: int, tell_grid: bool
 ) -> Callable[[list[tuple[np.ndarray, dict]]], list[dict]]:
     """Makes records of up to `batch_size` pairs of `_load_crops`, whose crops have one shape."""
-    encode = on_all_devices(lambda t, images: t.encode(from_uint8(images)), tokenizer)
+    to_codes = on_all_devices(lambda t, images: t.encode(from_uint8(images)), tokenizer)
 
     def run(examples: list[tuple[np.ndarray, dict]]) -> list[dict]:
         arrays, kept = zip(*examples, strict=True)
         images = np.concatenate(arrays + arrays[-1:] * (batch_size - len(arrays)))
         with starting_programs:
-            codes = encode(images)
+            codes = to_codes(images)
         rows = np.asarray(codes, np.uint16).reshape(batch_size, len(arrays[0]), -1)
         grid = {"grid": list(codes.shape[1:])} if tell_grid else {}
         return [{"codes": row} | grid | fields for row, fields in zip(rows, kept, strict=False)]
@@ -216,6 +243,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exif-orientation",
         action="store_true",
         help="turn photos as their cameras say (as they are stored, like the original)",
+    )
+    parser.add_argument(
+        "--control",
+        nargs="*",
+        default=[],
+        metavar="KIND",
+        help=f"control maps to find in every crop and keep with its codes: {', '.join(DETECTORS)}",
+    )
+    parser.add_argument(
+        "--control-maps",
+        nargs="*",
+        default=[],
+        type=kind_and_folder,
+        metavar="KIND=FOLDER",
+        help="folders of control maps that exist already, such as depth=DEPTH: for each image of "
+        "an image_folder an image of the same name",
     )
     parser.add_argument(
         "--shard-size", type=commands.whole, default=10_000, help="images per file (10000)"
