@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN = .venv/bin
 SPHINX = $(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going docs build/docs
 
-.PHONY: demo demo-emoji demo-text docs nightly serve test
+.PHONY: demo demo-control demo-emoji demo-text docs nightly serve test
 
 demo: .venv/demo
 	$(BIN)/python -m demos.digits
 
 demo-text: .venv/demo-text
 	$(BIN)/python -m demos.scenes
+
+demo-control: .venv/demo-text
+	$(BIN)/python -m demos.control
 
 demo-emoji: .venv/demo-emoji
 	$(BIN)/python -m demos.emoji

@@ -43,30 +43,17 @@ def stages() -> dict[str, list[str]]:
     best = f"{FOLDER}/best.npz"
     sample = f"sample.py --generator {FOLDER}/stage2 --top-k 0"
     return {
-        "render captioned scenes, filter them": [
-            f"{_PREPARE} scenes {FOLDER}/train.parquet --count 12000 --seed 1",
-            f"{_PREPARE} scenes {FOLDER}/val.parquet --count 600 --seed 2 --held-out",
-            f"{_PREPARE} scene-prompts {FOLDER}/prompts.txt"
-            f" --count {PROMPTS} --seed {PROMPTS_SEED}",
-            *(
-                command
-                for split in ("train", "val")
-                for command in (
-                    f"{_PREPARE} filter {FOLDER}/{split}.parquet {FOLDER}/kept_{split}",
-                    f"{_PREPARE} render {FOLDER}/kept_{split} {FOLDER}/shards_{split}",
-                )
-            ),
-        ],
+        "render captioned scenes, filter them": rendering(FOLDER),
         "train the tokenizer": [
             f"train.py --config=configs/vqgan.py:scenes --workdir={FOLDER}/tokenizer_base",
             f"train.py --config=configs/vqgan.py:scenes-finetune --workdir={FOLDER}/tokenizer",
         ],
         "draw the text encoder": [f"{_PREPARE} scene-encoder {FOLDER}/kept_train {FOLDER}/t5"],
-        "extract codes and features of stage 1": _extraction("stage1", 32),
+        "extract codes and features of stage 1": extraction(FOLDER, "stage1", "--image-size 32"),
         "train stage 1": [
             f"train.py --config=configs/t2i.py:scenes-stage1 --workdir={FOLDER}/stage1"
         ],
-        "extract codes and features of stage 2": _extraction("stage2", 64),
+        "extract codes and features of stage 2": extraction(FOLDER, "stage2", "--image-size 64"),
         "train stage 2": [
             f"train.py --config=configs/t2i.py:scenes-stage2 --workdir={FOLDER}/stage2"
         ],
@@ -96,17 +83,39 @@ def stages() -> dict[str, list[str]]:
     }
 
 
-def _extraction(stage: str, image_size: int) -> list[str]:
-    """Commands that make codes, then codes with features, of the images at this size."""
+def rendering(folder: Path, scenes: str = "", prompts: str = "") -> list[str]:
+    """Commands that write shards of scenes to train on, of held-out ones, and prompts of these.
+
+    Args:
+      scenes, prompts: more options of the commands that write them.
+    """
+    return [
+        f"{_PREPARE} scenes {folder}/train.parquet --count 12000 --seed 1{scenes}",
+        f"{_PREPARE} scenes {folder}/val.parquet --count 600 --seed 2 --held-out{scenes}",
+        f"{_PREPARE} scene-prompts {folder}/prompts.txt"
+        f" --count {PROMPTS} --seed {PROMPTS_SEED}{prompts}",
+        *(
+            command
+            for split in ("train", "val")
+            for command in (
+                f"{_PREPARE} filter {folder}/{split}.parquet {folder}/kept_{split}",
+                f"{_PREPARE} render {folder}/kept_{split} {folder}/shards_{split}",
+            )
+        ),
+    ]
+
+
+def extraction(folder: Path, name: str, images: str) -> list[str]:
+    """Commands that make codes, then codes with features, of the images that options tell."""
     return [
         command
         for split in ("train", "val")
         for command in (
-            f"{_PREPARE} codes --source tar_shards --location {FOLDER}/shards_{split}"
-            f" --tokenizer {FOLDER}/tokenizer --image-size {image_size} --batch-size 64"
-            f" {FOLDER}/{stage}_{split}_codes",
-            f"{_PREPARE} text {FOLDER}/{stage}_{split}_codes {FOLDER}/{stage}_{split}"
-            f" --text-encoder {FOLDER}/t5 --captions long short --length 20",
+            f"{_PREPARE} codes --source tar_shards --location {folder}/shards_{split}"
+            f" --tokenizer {folder}/tokenizer {images} --batch-size 64"
+            f" {folder}/{name}_{split}_codes",
+            f"{_PREPARE} text {folder}/{name}_{split}_codes {folder}/{name}_{split}"
+            f" --text-encoder {folder}/t5 --captions long short --length 20",
         )
     ]
 
