@@ -90,6 +90,7 @@ class Llama(nn.Module):
         self.codes_embedding = nn.Embed(c.vocab_size, c.dim, embedding_init=normal_init)
         self.condition_embedding = ConditionEmbedding(c)
         self.token_dropout = nn.Dropout(c.token_dropout)
+        self.code_dropout = nn.Dropout(c.code_dropout, broadcast_dims=(2,))
         block = Block
         if self.remat != "none":
             # CSE cannot undo the recomputation across a scan's iterations.
@@ -139,7 +140,8 @@ class Llama(nn.Module):
             key = self.make_rng("dropout")
             drop = jax.random.bernoulli(key, c.condition_dropout, codes.shape[:1])
         x = self.embed_condition(condition, condition_mask, drop)
-        x = jnp.concatenate([x, self.embed_codes(codes[:, :-1])], axis=1)
+        before = self.code_dropout(self.embed_codes(codes[:, :-1]), deterministic=not train)
+        x = jnp.concatenate([x, before], axis=1)
         x = self.token_dropout(x, deterministic=not train)
         x, _ = self.transform(x, jnp.arange(x.shape[1])[None], condition_mask, train=train)
         return self.logits(x[:, c.condition_length - 1 :])
