@@ -14,7 +14,7 @@ from demos.report import Figure, evaluated, show
 
 FOLDER = Path("demo_emoji")
 PROMPTS = 300
-_SIZE = 64
+_SIZE = 48
 _SHOWN = 16
 _SAMPLERS = {"guided": "--guidance-scale 2", "unguided": "--guidance-scale 1"}
 _PREPARE = "-m llamagen_jax.data.prepare"
@@ -50,7 +50,8 @@ def stages() -> dict[str, list[str]]:
             f" --count {PROMPTS} {FOLDER}/prompts.txt",
         ],
         "train the tokenizer": [
-            f"train.py --config=configs/vqgan.py:emoji --workdir={FOLDER}/tokenizer"
+            f"train.py --config=configs/vqgan.py:emoji --workdir={FOLDER}/tokenizer_base",
+            f"train.py --config=configs/vqgan.py:emoji-finetune --workdir={FOLDER}/tokenizer",
         ],
         "draw the text encoder": [f"{_PREPARE} word-encoder {FOLDER}/train {FOLDER}/t5"],
         "extract codes and features": [

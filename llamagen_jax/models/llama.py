@@ -102,6 +102,7 @@ class Llama(nn.Module):
             shape = len(c.control_depths), c.control_dim, c.dim
             self.control_fusion = self.param("control_fusion", nn.initializers.zeros, shape)
         self.token_dropout = nn.Dropout(c.token_dropout)
+        self.code_dropout = nn.Dropout(c.code_dropout, broadcast_dims=(2,))
         block = Block
         if self.remat != "none":
             # CSE cannot undo the recomputation across a scan's iterations.
@@ -164,7 +165,8 @@ class Llama(nn.Module):
             kept = jax.random.bernoulli(key, 1 - c.control_dropout, (len(added), 1, 1, 1))
             added = jnp.where(kept, added, 0)
         x = self.embed_condition(condition, condition_mask, drop)
-        x = jnp.concatenate([x, self.embed_codes(codes[:, :-1])], axis=1)
+        before = self.code_dropout(self.embed_codes(codes[:, :-1]), deterministic=not train)
+        x = jnp.concatenate([x, before], axis=1)
         x = self.token_dropout(x, deterministic=not train)
         positions = jnp.arange(x.shape[1])[None]
         x, _ = self.transform(x, positions, condition_mask, train=train, control=added)

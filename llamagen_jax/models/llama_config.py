@@ -25,6 +25,9 @@ class LlamaConfig:
       condition_rope: "zero" as in the original, where the rotary table is zero at condition
         positions so that their queries and keys vanish, or "identity" for unrotated ones.
       condition_dropout: share of the training conditions replaced by the null condition.
+      token_dropout: of the embeddings' values, those of the condition among them.
+      code_dropout: share of the codes whose embedding is left out whole in training, so that a
+        model of few images reads its condition instead of knowing the image by the codes before.
       drop_path: when positive, whole residual branches are dropped at a rate that grows linearly
         with depth up to this one, instead of `residual_dropout` and `ffn_dropout`.
       control_layers: of the encoder of control images, see `control.ControlEncoder`; 0 for a model
@@ -57,6 +60,7 @@ class LlamaConfig:
     condition_rope: str = "zero"
     condition_dropout: float = 0.1
     token_dropout: float = 0.1
+    code_dropout: float = 0.0
     residual_dropout: float = 0.1
     ffn_dropout: float = 0.1
     drop_path: float = 0.0
@@ -92,8 +96,8 @@ class LlamaConfig:
         for field in ("n_layers", *lengths, "rope_base", "norm_eps"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field}={getattr(self, field)} must be positive")
-        rates = ("condition_dropout", "token_dropout", "residual_dropout", "ffn_dropout")
-        for field in (*rates, "drop_path", "control_dropout"):
+        rates = [field for field in vars(self) if field.endswith("_dropout")]
+        for field in (*rates, "drop_path"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be in [0, 1)")
         self._check_control()

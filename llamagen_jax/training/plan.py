@@ -68,6 +68,7 @@ _EFFECTS = {
     "model.entropy_weight": _LOSS,
     "model.condition_dropout": _DROPOUT,
     "model.token_dropout": _DROPOUT,
+    "model.code_dropout": _DROPOUT,
     "model.residual_dropout": _DROPOUT,
     "model.ffn_dropout": _DROPOUT,
     "model.drop_path": _DROPOUT,

@@ -46,6 +46,7 @@ _TRAINING_FIELDS = {
     "dtype",
     "condition_dropout",
     "token_dropout",
+    "code_dropout",
     "residual_dropout",
     "ffn_dropout",
     "drop_path",

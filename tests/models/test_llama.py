@@ -164,6 +164,23 @@ def test_dropped_captions_become_the_null_features_and_keep_their_mask():
     assert not np.isclose(first_logits(null, mask), first_logits(null, None), atol=1e-4).all()
 
 
+def test_code_dropout_leaves_out_whole_codes_in_training_alone():
+    rates = {f"{kind}_dropout": 0.0 for kind in ("condition", "token", "residual", "ffn")}
+    model, params = tiny.llama(
+        dataclasses.replace(tiny.LLAMA_CONFIG, **rates, code_dropout=0.4)  # pyright: ignore[reportArgumentType]
+    )
+    one, other = (jnp.tile(codes, (200, 1)) for codes in (_codes(1), _codes(1) + 1))
+    labels, rngs = jnp.full(200, 1), {"dropout": jax.random.key(0)}
+
+    def second_logits(codes, **options):
+        return model.apply({"params": params}, codes, labels, **options)[:, 1]
+
+    trained = [second_logits(codes, train=True, rngs=rngs) for codes in (one, other)]
+    left_out = np.all(trained[0] == trained[1], axis=-1)
+    assert 0.3 < left_out.mean() < 0.5
+    assert not np.any(np.all(second_logits(one) == second_logits(other), axis=-1))
+
+
 def test_null_features_are_not_trained():
     model, params = tiny.llama(tiny.TEXT_CONFIG)
 
@@ -217,6 +234,7 @@ def test_rope_table_turns_rows_then_columns():
         {"condition": "image"},
         {"condition_length": 2},
         {"token_dropout": 1.0},
+        {"code_dropout": 1.0},
         {"dtype": "float16"},
         {"grid_size": 0},
         {"grid_size": (4, 0)},
