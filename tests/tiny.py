@@ -64,6 +64,16 @@ _WORDS = (
 )
 
 
+def error_line(run, *args) -> str:
+    """The one line that a command ends with; `run` takes its arguments."""
+    with pytest.raises(SystemExit) as error:
+        run(*args)
+    line = str(error.value)
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    return line
+
+
 def tokenizer_config(**changes) -> dict:
     """A short run of the tokenizer on the digits, with a discriminator where the loss has one."""
     config = digits.get_config("tokenizer").to_dict()
