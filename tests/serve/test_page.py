@@ -3,115 +3,18 @@
 import base64
 import io
 import json
-import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-import uvicorn
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
+from served import DRAWN, download, draw, drop, open_page, status
 
-from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.images import save_png
-from llamagen_jax.serve.engine import Engine
-from llamagen_jax.serve.http import create_app
-
-CHROMIUM = shutil.which("chromium")
-DRAWN = re.compile(r"\d images? in [\d.]+ s\.")
-
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium (apt-get install chromium)")
-expect.set_options(timeout=30_000)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    (mesh,) = tiny.meshes((1, 1, 1))
-    generator, tokenizer = map(str, tiny.exports(tmp_path_factory.mktemp("weights")))
-    return Engine(ImageGenerator.open(generator, tokenizer, mesh=mesh), mesh, num_slots=4)
-
-
-@pytest.fixture(scope="module")
-def address(engine):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        while not engine.ready:
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.fixture
-def page(browser, address):
-    """A page that nothing has been drawn on, without errors in its scripts."""
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    errors = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    open_page(page, address)
-    yield page
-    context.close()
-    assert not errors
-
-
-def open_page(page, address):
-    page.goto(address)
-    expect(page.locator("#draw")).to_have_attribute("aria-disabled", "false")
-
-
-def status(page):
-    return page.locator("#status")
-
-
-def draw(page, prompt="7", **settings):
-    """Draws images, two of them unless `n` is among the settings."""
-    page.get_by_label("Class", exact=True).fill(prompt)
-    for name, value in ({"n": 2} | settings).items():
-        page.locator(f"[name={name}]").fill(str(value))
-    page.get_by_role("button", name="Draw").click()
-    expect(status(page)).to_have_text(DRAWN)
-
-
-def download(page, index=0, path=None):
-    """The bytes of an image of the newest set, as the page's download saves them."""
-    page.locator(".set").first.locator(".picture").nth(index).click()
-    with page.expect_download() as started:
-        page.get_by_role("link", name="Download").click()
-    page.keyboard.press("Escape")
-    saved = started.value.path()
-    if path:
-        shutil.copy(saved, path)
-    return Path(saved).read_bytes()
-
-
-def drop(page, name, data):
-    files = page.evaluate_handle(
-        """([name, data]) => {
-          const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-          const transfer = new DataTransfer();
-          transfer.items.add(new File([bytes], name, { type: "image/png" }));
-          return transfer;
-        }""",
-        [name, base64.b64encode(data).decode()],
-    )
-    page.dispatch_event("main", "drop", {"dataTransfer": files})
 
 
 def form(page):
@@ -200,6 +103,23 @@ def test_settings_return_from_a_dropped_png(page, address, tmp_path):
     assert form(page) == drawn | {"n": "1"}
 
 
+def test_greedy_images_do_not_depend_on_their_seed(page):
+    draw(page, seed=5)
+    drawn_by_chance = np.array(Image.open(io.BytesIO(download(page))))
+    page.get_by_label("Greedy").check()
+    draw(page, seed=5)
+    expect(page.locator(".set .about").first).to_contain_text("greedy")
+    images = [download(page, index) for index in range(2)]
+    first, second = (np.array(Image.open(io.BytesIO(image))) for image in images)
+    np.testing.assert_array_equal(first, second)
+    assert np.any(first != drawn_by_chance)
+    page.get_by_label("Greedy").uncheck()
+    drop(page, "image.png", images[0])
+    expect(page.get_by_label("Greedy")).to_be_checked()
+    page.locator(".set").nth(1).get_by_role("button", name="Use settings").click()
+    expect(page.get_by_label("Greedy")).not_to_be_checked()
+
+
 def test_settings_return_from_a_png_of_another_generator(page, tmp_path):
     told = {"prompt": "naïve 图片", "seed": 2**64 - 1, "top_k": 7, "generator": "other"}
     save_png(tmp_path / "image.png", np.zeros((8, 8, 3), np.uint8), told)
@@ -245,8 +165,7 @@ def test_an_absent_server_is_told_and_its_return(page, address):
     page.get_by_label("Class", exact=True).fill("7")
     page.get_by_role("button", name="Draw").click()
     expect(status(page)).to_have_text(
-        f"The server at {address.removeprefix('http://').rstrip('/')} does not answer. "
-        "Is it still running?"
+        f"The server at {address.removeprefix('http://')} does not answer. Is it still running?"
     )
     page.unroute_all()
     expect(status(page)).to_have_text("The server is back.")
@@ -298,6 +217,7 @@ def test_the_key_is_asked_for_once(page, address):
 
 
 def test_the_request_as_code_draws_the_same(page, tmp_path, monkeypatch):
+    page.get_by_label("Greedy").check()
     draw(page, seed=5, temperature=0.8)
     image = download(page, 1)
     page.get_by_role("button", name="Request as code").click()

@@ -4,19 +4,19 @@ import base64
 import dataclasses
 import io
 import queue
-import time
 
+import httpx
 import jax
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from starlette.testclient import TestClient
+from playwright.sync_api import expect
+from served import download, draw, drop, image_of
 
-from llamagen_jax.generation import ImageGenerator, generate_images
+from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.image_tokenizer import ModelTokenizer
 from llamagen_jax.sampling.settings import SamplingSettings
-from llamagen_jax.serve import http as served
 from llamagen_jax.serve.engine import Engine
 from llamagen_jax.serve.requests import Request
 
@@ -40,18 +40,8 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def client(engine):
-    with TestClient(served.create_app(engine)) as client:
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.2)
-        yield client
-
-
-def expected(engine, label, settings, grid):
-    generator, weights = engine.generator, (engine.generator.params, engine.generator.tokenizer)
-    model = generator.model.for_grid(grid)
-    drawn = generate_images(model, *weights, np.array([label]), settings, sample_ids=[0])
-    return drawn.images[0]
+def client(address):
+    return httpx.Client(base_url=address, timeout=60)
 
 
 def test_images_do_not_depend_on_the_sizes_beside_them(engine, client):
@@ -64,7 +54,9 @@ def test_images_do_not_depend_on_the_sizes_beside_them(engine, client):
         engine.submit(request, lambda item, number=number: delivered.put((number, item)))
     drawn = dict(delivered.get(timeout=120) for _ in asked)
     for number, (label, settings, grid) in asked.items():
-        np.testing.assert_array_equal(drawn[number].image, expected(engine, label, settings, grid))
+        np.testing.assert_array_equal(
+            drawn[number].image, image_of(engine.generator, label, settings, grid)
+        )
 
 
 def test_windows_draw_the_same_images(engine, client):
@@ -72,7 +64,7 @@ def test_windows_draw_the_same_images(engine, client):
     jacobi = dataclasses.replace(settings, decoder="jacobi")
     engine.submit(Request(4, [jacobi], grid=GRIDS[1]), delivered.put)
     image = delivered.get(timeout=120).image
-    np.testing.assert_array_equal(image, expected(engine, 4, settings, GRIDS[1]))
+    np.testing.assert_array_equal(image, image_of(engine.generator, 4, settings, GRIDS[1]))
 
 
 def test_a_request_names_its_size(engine, client):
@@ -82,7 +74,9 @@ def test_a_request_names_its_size(engine, client):
     assert answer["usage"]["output_tokens"] == 18
     picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
     assert picture.text["size"] == "48x24"
-    np.testing.assert_array_equal(np.asarray(picture), expected(engine, 3, SETTINGS[1], (3, 6)))
+    np.testing.assert_array_equal(
+        np.asarray(picture), image_of(engine.generator, 3, SETTINGS[1], (3, 6))
+    )
     default = client.post(ROUTE, json={"prompt": "3", "size": "auto"}).json()
     assert default["size"] == "32x32"
 
@@ -96,6 +90,22 @@ def test_partial_pictures_have_their_size(engine, client):
     grey = np.all(pictures[0].image == 128, axis=-1)[::8, ::8].ravel()
     assert 7 <= np.sum(~grey) < 7 + engine.chunk
     assert np.all(np.diff(grey.astype(int)) >= 0)
+
+
+def test_the_page_chooses_among_sizes(engine, page):
+    field = page.get_by_label("Size")
+    expect(field.locator("option")).to_have_count(3)
+    images = []
+    for size, grid in (("48x24", GRIDS[1]), ("32x32", GRIDS[0])):
+        field.select_option(size)
+        draw(page, "3", n=1, seed=7, top_k=5)
+        images.append(download(page))
+        image = np.asarray(Image.open(io.BytesIO(images[-1])))
+        expected = image_of(engine.generator, 3, SETTINGS[1], grid)
+        np.testing.assert_array_equal(image, expected)
+    expect(page.locator(".set .about").first).to_contain_text("size 32x32")
+    drop(page, "wide.png", images[0])
+    expect(field).to_have_value("48x24")
 
 
 def test_sizes_are_told_and_others_refused(client):

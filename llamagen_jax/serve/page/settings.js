@@ -18,6 +18,7 @@ export function readRequest(form, model) {
     const { value } = form.elements[name];
     if (value !== "") request[name] = Number(value);
   }
+  if (form.elements.greedy.checked) request.greedy = true;
   return { ...request, seed: exact(seed.value) };
 }
 
@@ -27,6 +28,7 @@ export function fillForm(form, request) {
     form.elements[name].value = request[name] ?? "";
   }
   const sizes = [...form.elements.size.options].map(({ value }) => value);
+  form.elements.greedy.checked = request.greedy ?? false;
   form.elements.size.selectedIndex = Math.max(sizes.indexOf(request.size), 0);
   form.elements.seed.value = request.seed;
   form.elements.random.checked = false;
@@ -50,6 +52,7 @@ export function requestOfPng(texts, model) {
   for (const name of NUMBERS) {
     if (Number.isFinite(parseFloat(texts[name]))) request[name] = Number(texts[name]);
   }
+  if (texts.greedy === "True") request.greedy = true;
   if (model.sizes.includes(texts.size)) request.size = texts.size;
   return { ...request, seed: exact(texts.seed) };
 }
@@ -71,7 +74,9 @@ export function describe(request) {
     ["top-k", request.top_k, 0],
     ["top-p", request.top_p, 1],
   ].filter(([, value, neutral]) => value !== neutral);
-  return [["seed", request.seed], ...told].map(([name, value]) => `${name} ${value}`).join(" · ");
+  const words = [["seed", request.seed], ...told].map(([name, value]) => `${name} ${value}`);
+  if (request.greedy) words.push("greedy");
+  return words.join(" · ");
 }
 
 /** The request of one image of a set alone: image i has the seed of the set + i. */

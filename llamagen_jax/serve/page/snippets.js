@@ -36,4 +36,4 @@ for i, image in enumerate(answer.data):
 }
 
 // Strings and finite numbers are written in JSON as in Python.
-const literal = JSON.stringify;
+const literal = (value) => (value === true ? "True" : JSON.stringify(value));
