@@ -177,11 +177,18 @@ def _embed_controls(model, params, controls, samples: Samples, room: int):
     added = []
     for index, (grid, images) in enumerate(zip(model.config.trained_grids, controls, strict=True)):
         on_grid, scale = model.for_grid(grid), samples.control_scale * (samples.size == index)
-        own = on_grid.apply({"params": params}, images, scale, method="embed_control")
+        own = _embed_control(on_grid, params, images, scale)
         after = room - on_grid.config.code_length
         added.append(jnp.pad(own, ((0, 0), (0, 0), (0, after), (0, 0))))
     # Of other grids than a sample's own it is zero.
     return functools.reduce(jnp.add, added)
+
+
+def _embed_control(model, params, images, scale):
+    """`Llama.embed_control`; its encoder runs only where it counts for one of the samples."""
+    embed = functools.partial(model.apply, {"params": params}, method="embed_control")
+    zeros = jnp.zeros_like(jax.eval_shape(embed, images, scale))
+    return jax.lax.cond(jnp.any(scale > 0), embed, lambda *_: zeros, images, scale)
 
 
 def advance(

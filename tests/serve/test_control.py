@@ -61,6 +61,20 @@ def test_slots_have_controls_of_their_own():
         np.testing.assert_array_equal(state.progress.codes[places[i]], expected[0])
 
 
+def test_the_encoder_runs_for_controls_alone():
+    """A broken one breaks no sample without control."""
+    model, params = tiny.llama(CONFIG)
+    model, params = model.for_decoding(params)
+    encoder = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params["control_encoder"])
+    params = {**params, "control_encoder": encoder}
+    enter = jax.jit(slots.enter, static_argnums=0)
+    labels, places, free = np.full(1, 3, np.int32), np.zeros(1, np.int32), slots.empty(model, 1)
+    for has_control in (False, True):
+        samples = slots.sample_of(SamplingSettings(**GUIDED), 0, CONFIG, has_control)
+        state = enter(model, params, free, places, labels, None, samples, None, [CONTROLS[:1]])
+        assert np.any(np.isnan(state.control)) == has_control
+
+
 def test_slots_have_controls_of_their_own_size():
     grids = ((2, 4), (4, 1), (3, 3))
     model, params = tiny.llama(dataclasses.replace(CONFIG, grids=grids))
