@@ -53,10 +53,10 @@ def _reason(error: Exception) -> str:
 def _end_interrupted(interrupted: Interrupted) -> NoReturn:
     _show_traceback()
     print(interrupted, file=sys.stderr)
-    _end(128 + interrupted.signal)
+    end(128 + interrupted.signal)
 
 
-def _end(status: int) -> NoReturn:
+def end(status: int) -> NoReturn:
     """Ends the process after its exit handlers, but without waiting for threads at work and without
     the interpreter's end, which crashes if XLA was interrupted while it compiled."""
     atexit._run_exitfuncs()

@@ -28,7 +28,7 @@ def ended(monkeypatch):
         statuses.append(status)
         sys.exit(status)
 
-    monkeypatch.setattr(errors, "_end", end)
+    monkeypatch.setattr(errors, "end", end)
     return statuses
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 
 from llamagen_jax import commands, compilation_cache, ray_cluster, sharding
-from llamagen_jax.errors import InputError, one_line_errors
+from llamagen_jax.errors import InputError, end, one_line_errors
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.sampling.options import add_models, models_of
 from llamagen_jax.serve.engine import Engine
@@ -71,17 +71,19 @@ def run(args: argparse.Namespace) -> None:
             timeout=args.timeout,
             log_prompts=args.log_prompts,
         )
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        # Its own answer to these, from now on, and when it raises them again at its end.
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, server.handle_exit)
         # From here on, so that opening the models stays quiet.
         logging.set_verbosity(logging.INFO)
         host, port = listener.getsockname()[:2]
         print(f"serving {args.generator} at http://{host}:{port}", flush=True)
-        config = uvicorn.Config(app, log_level="warning", access_log=False)
-        # The server has its own answer to these, and would raise them again at its end.
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, signal.SIG_IGN)
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     if engine.failure:
         sys.exit("error: the engine has failed; the log above says why")
+    if engine.compiling:
+        end(0)
 
 
 def _open_engine(

@@ -8,30 +8,25 @@ Axes: L codes, H W pixels.
 
 import collections
 import dataclasses
-import functools
 import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from llamagen_jax import sharding
 from llamagen_jax.errors import InputError
 from llamagen_jax.generation import ImageGenerator
-from llamagen_jax.images import to_uint8
 from llamagen_jax.inpainting import Edit
 from llamagen_jax.models.control import check_control
 from llamagen_jax.models.llama_config import LlamaConfig
-from llamagen_jax.sampling import jacobi
-from llamagen_jax.sampling.generate import choose_decoder
 from llamagen_jax.sampling.settings import SamplingSettings
-from llamagen_jax.serve import slots
+from llamagen_jax.serve import pixels, slots
+from llamagen_jax.serve.batch import Batch, Image
 from llamagen_jax.serve.requests import (
     Deliver,
     FullError,
@@ -42,34 +37,6 @@ from llamagen_jax.serve.requests import (
 )
 from llamagen_jax.text.captions import clean
 from llamagen_jax.text.prompts import encode_prompts
-
-# Of the pixels whose codes are not drawn yet.
-_GREY = 128
-
-
-@dataclasses.dataclass(eq=False)
-class _Image:
-    """An image that waits or is in a slot."""
-
-    ticket: Ticket
-    index: int
-    sample: slots.Samples
-    grid: tuple[int, int]
-    done: int = 0
-    partials: int = 0
-
-    @property
-    def settings(self) -> SamplingSettings:
-        return self.ticket.request.settings[self.index]
-
-    @property
-    def length(self) -> int:
-        return math.prod(self.grid)
-
-    @property
-    def guided(self) -> bool:
-        """Whether codes are left to draw that are guided."""
-        return self.done < self.settings.num_guided(self.length)
 
 
 @dataclasses.dataclass
@@ -119,31 +86,19 @@ class Engine:
         Raises:
           InputError: the text encoder cannot be opened, or the mesh does not divide the heads.
         """
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        num_slots += -num_slots % ways
-        self.generator, self.num_slots = generator, num_slots
-        # Few images take a step of fewer rows, and each size a program of its own.
-        sizes = (num_slots // 16, num_slots // 4, num_slots)
-        self._sizes = [size for size in sizes if size and size % ways == 0]
+        self.generator, self.max_waiting = generator, max_waiting
         is_text = generator.config.condition == "text"
         self.encoder = generator.open_text_encoder() if is_text else None
-        self.max_waiting, self.chunk = max_waiting, chunk or generator.config.grid[1]
+        self.chunk = chunk or generator.config.grid[1]
+        self._batch = Batch(generator, mesh, num_slots, self.chunk)
+        self.num_slots = self._batch.num_slots
         self.counts, self.failure = Counts(), None
-        self._weights = sum(leaf.nbytes for leaf in jax.tree.leaves(generator.params))
-        init = functools.partial(slots.empty, generator.model, num_slots)
-        self._slots = sharding.sharded_init(init, slots.RULES, mesh)
-        # Kept where they are, so that every call runs the same programs in place.
-        places = jax.tree.map(lambda leaf: leaf.sharding, self._slots)
-        in_place = {"donate_argnames": "slots", "out_shardings": places}
-        self._enter_slots = jax.jit(slots.enter, static_argnames="model", **in_place)
-        static = ("model", "passes", "width", "guided", "size")
-        self._advance_slots = jax.jit(slots.advance, static_argnames=static, **in_place)
         # On one device, since programs of several that run at once wait for each other.
         self._tokenizer = jax.device_put(generator.tokenizer, mesh.devices.flat[0])
-        self._images: list[_Image | None] = [None] * num_slots
-        self._reading: collections.deque[list[_Image]] = collections.deque()
-        self._waiting: collections.deque[_Image] = collections.deque()
-        self._decoding: collections.deque[tuple[_Image, int | None, int, np.ndarray]]
+        self._images: list[Image | None] = [None] * self.num_slots
+        self._reading: collections.deque[list[Image]] = collections.deque()
+        self._waiting: collections.deque[Image] = collections.deque()
+        self._decoding: collections.deque[tuple[Image, int | None, int, np.ndarray]]
         self._decoding = collections.deque()
         self._changed = threading.Condition()
         self._ready = self._stopping = False
@@ -157,16 +112,24 @@ class Engine:
         """Whether images are drawn as soon as they are asked for."""
         return self._ready and not self._stopping
 
+    @property
+    def compiling(self) -> bool:
+        """Whether a thread compiles what is needed before `ready`, stopped or not."""
+        return not self._ready and any(thread.is_alive() for thread in self._threads)
+
     def start(self) -> None:
         """Starts the threads; drawing begins once all programs that it needs are compiled."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Ends the threads; requests that are not done are told `StoppedError`."""
+        """Ends the threads; requests that are not done are told `StoppedError`.
+
+        A program that is `compiling` is not waited for: its thread ends after it.
+        """
         self._end(StoppedError("the server is shutting down"))
         for thread in self._threads:
-            if thread.is_alive():
+            if self._ready and thread.is_alive():
                 thread.join()
 
     def submit(self, request: Request, deliver: Deliver) -> Ticket:
@@ -200,11 +163,11 @@ class Engine:
             self._changed.notify_all()
         return ticket
 
-    def _image(self, ticket: Ticket, index: int) -> _Image:
+    def _image(self, ticket: Ticket, index: int) -> Image:
         request, config = ticket.request, self._config(ticket.request)
         has_control = request.control is not None
         sample = slots.sample_of(request.settings[index], 0, config, has_control)
-        return _Image(ticket, index, sample, config.grid)
+        return Image(ticket, index, sample, config.grid)
 
     def _config(self, request: Request) -> LlamaConfig:
         """Of the generator on the grid that is asked for."""
@@ -260,20 +223,19 @@ class Engine:
                 ticket.cancel()
                 ticket.deliver(error)
 
-    def _warm_up(self) -> None:
-        tickets = [self._try_grid(grid) for grid in self.generator.config.trained_grids]
-        image = self._image(tickets[0], 0)
-        size = 1
-        while size < 2 * self.num_slots:
-            self._enter([image] * min(size, self.num_slots), [self.num_slots] * size)
-            size *= 2
-        for size, guided in itertools.product(self._sizes, (True, False)):
-            self._advance(1, guided, size)
+    def _warm_up(self) -> Iterator[None]:
+        """Compiles more programs at each step, until all are compiled."""
+        tickets = []
+        for grid in self.generator.config.trained_grids:
+            tickets.append(self._try_grid(grid))
+            yield
+        yield from self._batch.compile(self._image(tickets[0], 0))
 
     def _try_grid(self, grid: tuple[int, int]) -> Ticket:
         """A request for an edit on this grid, once it is read; its pixels are decoded as well."""
         codes = np.zeros(math.prod(grid), np.int32)
-        picture = [self._pixels(codes, grid, rows) for rows in _row_counts(grid)][-1]
+        counts = pixels.row_counts(grid)
+        picture = [pixels.first_rows(self._tokenizer, codes, grid, rows) for rows in counts][-1]
         edit = Edit(picture, np.zeros(picture.shape[:2], bool))
         subject = "a word" if self.encoder else 0
         request = Request(subject, [SamplingSettings(seed=0)], edit=edit, grid=grid)
@@ -309,7 +271,9 @@ class Engine:
                 ticket.known = edit.known(self._tokenizer)
 
     def _draw(self) -> None:
-        self._warm_up()
+        for _ in self._warm_up():
+            if self._stopping:
+                return
         self._ready = True
         while True:
             with self._changed:
@@ -318,23 +282,18 @@ class Engine:
                     self._changed.wait()
                 if self._stopping:
                     return
-                entering = self._fill()
+                entering, held = self._fill(), list(self._images)
             if entering:
                 images, places = zip(*entering, strict=True)
-                self._enter(images, places)
+                self._batch.enter(images, places)
             start = time.monotonic()
-            active = [image for image in self._images if image]
-            guided = any(image.guided for image in active)
-            used = max((place for place, image in enumerate(self._images) if image), default=0) + 1
-            size = next(size for size in self._sizes if size >= used)
-            self._advance(self._width(active), guided, size)
-            codes, done = jax.device_get(self._slots.progress[:2])
+            codes, done = self._batch.advance(held)
             self.counts.passes += self.chunk
             self.counts.seconds += time.monotonic() - start
             with self._changed:
                 self._collect(codes, done)
 
-    def _fill(self) -> list[tuple[_Image, int]]:
+    def _fill(self) -> list[tuple[Image, int]]:
         """Gives waiting images the free slots."""
         entering = []
         for place, held in enumerate(self._images):
@@ -349,67 +308,6 @@ class Engine:
                 self._images[place] = None
         waiting = [image for image in self._waiting if not image.ticket.cancelled]
         self._waiting = collections.deque(waiting)
-
-    def _enter(self, images: Sequence[_Image], places: Sequence[int]) -> None:
-        """Prefills images, in a batch of one of few sizes."""
-        size = 1 << (len(images) - 1).bit_length()
-        filled = [*images, *[images[0]] * (size - len(images))]
-        conditions = [image.ticket.condition for image in filled]
-        assert conditions[0] is not None
-        rows = {name: np.stack([c[name] for c in conditions if c]) for name in conditions[0]}
-        samples = zip(*(image.sample for image in filled), strict=True)
-        known = np.full((size, self._slots.progress.codes.shape[1]), -1, np.int32)
-        for row, image in zip(known, filled, strict=True):
-            if image.ticket.known is not None:
-                row[: image.length] = image.ticket.known
-        self._slots = self._enter_slots(
-            self.generator.model,
-            self.generator.params,
-            self._slots,
-            np.array([*places, *[self.num_slots] * size], np.int32)[:size],
-            rows["condition"],
-            rows.get("condition_mask"),
-            slots.Samples(*map(np.concatenate, samples)),
-            known,
-            self._controls(filled),
-        )
-        for image in images:
-            image.done = 1
-
-    def _controls(self, images: Sequence[_Image]) -> list[np.ndarray] | None:
-        """Of `slots.enter`."""
-        config = self.generator.config
-        if not config.control_layers:
-            return None
-        controls = []
-        for grid in config.trained_grids:
-            height, width = (side * config.control_patch for side in grid)
-            rows = np.zeros((len(images), height, width, 3), np.uint8)
-            for row, image in zip(rows, images, strict=True):
-                control = image.ticket.request.control
-                if control is not None and image.grid == grid:
-                    row[:] = control
-            controls.append(rows)
-        return controls
-
-    def _advance(self, width: int, guided: bool, size: int) -> None:
-        self._slots = self._advance_slots(
-            self.generator.model,
-            self.generator.params,
-            self._slots,
-            passes=self.chunk,
-            width=width,
-            guided=guided,
-            size=size,
-        )
-
-    def _width(self, active: Sequence[_Image]) -> int:
-        """Codes in a pass: several where all that are drawn now ask for it, or it pays."""
-        for image in active:
-            if choose_decoder(image.settings, len(active), self._weights, False) == "plain":
-                return 1
-        shortest = min(map(math.prod, self.generator.config.trained_grids))
-        return min(jacobi.WINDOW, shortest - 1)
 
     def _collect(self, codes: np.ndarray, done: np.ndarray) -> None:
         """Hands images that are done, and partial pictures that are due, to the decoding thread."""
@@ -441,41 +339,11 @@ class Engine:
                 stale = stale and any(later is image for later, *_ in self._decoding)
             if ticket.cancelled or stale:
                 continue
-            rows, columns = image.grid
             if partial is None:
                 self.counts.images += 1
-                picture = self._pixels(codes, image.grid, rows)
+                picture = pixels.whole(self._tokenizer, codes, image.grid)
             else:
-                begun = -(-done // columns)
-                enough = next(count for count in _row_counts(image.grid) if count >= begun)
-                picture = self._on_grey(self._pixels(codes, image.grid, enough), image.grid, done)
+                picture = pixels.begun(self._tokenizer, codes, image.grid, done)
             if edit := ticket.request.edit:
                 picture = edit.paste(picture)
             ticket.deliver(Picture(image.index, partial, picture))
-
-    def _pixels(self, codes: np.ndarray, grid: tuple[int, int], rows: int) -> np.ndarray:
-        """uint8 [h, W, 3] of the first rows of codes [L]; of one image at a time, so that its bytes
-        depend on no other's."""
-        columns = grid[1]
-        part = codes[: rows * columns].reshape(1, rows, columns)
-        return to_uint8(_decode(self._tokenizer, part))[0]
-
-    def _on_grey(self, picture: np.ndarray, grid: tuple[int, int], done: int) -> np.ndarray:
-        """uint8 [H, W, 3], of `picture` [h, W, 3] the pixels of the first `done` codes."""
-        rows, columns = grid
-        drawn = (np.arange(rows * columns) < done).reshape(rows, columns)
-        side = self.generator.tokenizer.downsampling
-        drawn = np.kron(drawn, np.ones((side, side), bool))[..., None]
-        below = np.zeros((len(drawn) - len(picture), *picture.shape[1:]), np.uint8)
-        return np.where(drawn, np.concatenate([picture, below]), np.uint8(_GREY))
-
-
-def _row_counts(grid: tuple[int, int]) -> list[int]:
-    """Of codes that are decoded: all, and fewer for partial pictures to come sooner; ascending."""
-    rows = grid[0]
-    return sorted({-(-rows // 4), -(-rows // 2), rows})
-
-
-@jax.jit
-def _decode(tokenizer: Any, codes: jax.Array) -> jax.Array:
-    return tokenizer.decode(codes)

@@ -71,6 +71,7 @@ class RayEngine:
       num_slots: of all replicas.
       counts: images alone.
       failure: None; replicas that fail are replaced.
+      compiling: False; replicas compile in their own processes.
       ready: whether replicas draw.
     """
 
@@ -99,7 +100,7 @@ class RayEngine:
         except ImportError as error:
             raise InputError('replicas need Ray Serve: pip install "ray[serve]"') from error
         self.num_slots, self._most = replicas * num_slots, replicas * num_slots + max_waiting
-        self.counts, self.failure, self._images = Counts(), None, 0
+        self.counts, self.failure, self.compiling, self._images = Counts(), None, False, 0
         self._tasks: set[asyncio.Task] = set()
         gpus = devices if cluster_resources().get("GPU") else 0
         deployment = serve.deployment(

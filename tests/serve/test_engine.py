@@ -1,5 +1,6 @@
 import dataclasses
 import queue
+import threading
 
 import jax
 import numpy as np
@@ -194,6 +195,37 @@ def test_what_fails_is_told_to_all(generator, monkeypatch):
         client.next()
     assert isinstance(engine.failure, ZeroDivisionError)
     engine.stop()
+
+
+def test_an_engine_stops_while_it_compiles(generator, monkeypatch):
+    """A program that is compiled is not waited for, and none is compiled after it."""
+    engine = Engine(generator, sharding.make_mesh(data=-1, fsdp=1, tensor=1))
+    begun, told, compiled = threading.Event(), threading.Event(), []
+
+    def compile_slowly():
+        begun.set()
+        told.wait()
+        compiled.append("one")
+        yield
+        compiled.append("another")
+
+    monkeypatch.setattr(engine, "_warm_up", compile_slowly)
+    engine.start()
+    assert begun.wait(120)
+    delivered = []
+    engine.submit(Request(1, [SETTINGS[0]]), delivered.append)
+    stopping = threading.Thread(target=engine.stop, daemon=True)
+    stopping.start()
+    stopping.join(120)
+    assert not stopping.is_alive()
+    assert engine.compiling
+    assert isinstance(delivered[0], StoppedError)
+    told.set()
+    for thread in engine._threads:
+        thread.join(120)
+    assert compiled == ["one"]
+    assert not engine.compiling
+    assert not engine.ready
 
 
 def test_sharded_slots_draw_the_same_codes():

@@ -1,80 +1,37 @@
+"""Images to generate, over HTTP."""
+
 import base64
 import io
 import json
-import signal
-import socket
-import subprocess
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
+import openai
 import pytest
 import tiny
-import uvicorn
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
+from served import image_of, pixels
 from starlette.testclient import TestClient
 
-from llamagen_jax.errors import InputError
 from llamagen_jax.generation import ImageGenerator, generate_images
-from llamagen_jax.inpainting import read_edit
 from llamagen_jax.sampling.settings import SamplingSettings
-from llamagen_jax.serve import __main__ as command
-from llamagen_jax.serve import http as served
+from llamagen_jax.serve.body import ImagesBody
 from llamagen_jax.serve.engine import Engine
+from llamagen_jax.serve.http import create_app
 from llamagen_jax.serve.requests import Picture, Request, Ticket
 from llamagen_jax.weights import export
 
-openai = pytest.importorskip("openai")
 ROUTE = "/v1/images/generations"
-EDITS = "/v1/images/edits"
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> Engine:
-    names = tiny.exports(tmp_path_factory.mktemp("models"))
-    mesh = tiny.meshes((1, 1, 1))[0]
-    return Engine(ImageGenerator.open(*map(str, names), mesh=mesh), mesh, num_slots=4, chunk=4)
-
-
-@pytest.fixture(scope="module")
-def address(engine):
-    """Of a server in a thread of this process."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(served.create_app(engine), log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
 def client(address):
     return openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0)
-
-
-def pixels(text: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
-
-
-def drawn(engine: Engine, label: int, *, known=None, **fields) -> np.ndarray:
-    generator = engine.generator
-    samples = generate_images(
-        generator.model,
-        generator.params,
-        generator.tokenizer,
-        np.array([label]),
-        generator.settings(**fields),
-        sample_ids=[0],
-        known=known,
-    )
-    return samples.images[0]
 
 
 def test_each_of_many_clients_gets_its_own_images(engine, client):
@@ -84,7 +41,7 @@ def test_each_of_many_clients_gets_its_own_images(engine, client):
         label, seed, scale = number % 10, number % 7, (1.0, 3.0)[number % 2]
         body = {"seed": seed, "guidance_scale": scale}
         answer = client.images.generate(prompt=str(label), n=1, extra_body=body)
-        expected = drawn(engine, label, seed=seed, guidance_scale=scale)
+        expected = image_of(engine.generator, label, engine.generator.settings(**body))
         np.testing.assert_array_equal(pixels(answer.data[0].b64_json), expected)
 
     with ThreadPoolExecutor(20) as clients:
@@ -137,7 +94,9 @@ def test_formats(engine, client, format):
     assert kind == f"data:image/{format};base64"
     image = Image.open(io.BytesIO(base64.b64decode(data)))
     assert image.format == format.upper()
-    difference = np.asarray(image).astype(int) - drawn(engine, 5, seed=1)
+    difference = np.asarray(image).astype(int) - image_of(
+        engine.generator, 5, SamplingSettings(seed=1)
+    )
     assert np.abs(difference).mean() < 20
 
 
@@ -179,7 +138,7 @@ def test_prompts(tmp_path):
     names = [str(tmp_path / "generator"), str(tmp_path / "tokenizer"), str(encoder)]
     mesh = tiny.meshes((1, 1, 1))[0]
     engine = Engine(ImageGenerator.open(*names, mesh=mesh), mesh, num_slots=4)
-    with TestClient(served.create_app(engine)) as client:
+    with TestClient(create_app(engine)) as client:
 
         def ask(prompt):
             return client.post(
@@ -221,108 +180,6 @@ def test_broken_bodies(address, data, status):
     assert "message" in answer.json()["error"]
 
 
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-HOLE = np.kron([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]], np.ones((8, 8))) > 0
-# As OpenAI's masks, transparent where the image is edited.
-FILES = {
-    "image": png(PICTURE),
-    "mask": png(np.dstack([PICTURE, np.where(HOLE, 0, 255)]).astype("u1")),
-}
-
-
-def test_edits(engine, client):
-    edit = read_edit(FILES["image"], FILES["mask"], (32, 32))
-    np.testing.assert_array_equal(edit.mask, HOLE)
-    known = edit.known(engine.generator.tokenizer)[None]
-    fields = {"seed": 7, "guidance_scale": 2.0, "top_k": 20}
-    expected = [
-        edit.paste(drawn(engine, 3, known=known, **(fields | {"seed": seed}))) for seed in (7, 8)
-    ]
-    assert not np.array_equal(*expected)
-    body = {**fields, "decoder": "jacobi"}
-    answer = client.images.edit(**FILES, prompt="3", n=2, size="32x32", extra_body=body)
-    for image, pixels_ in zip(answer.data, expected, strict=True):
-        np.testing.assert_array_equal(pixels(image.b64_json), pixels_)
-    assert answer.usage.output_tokens == 2 * 16
-    # The mask may be in the image, and that in a list.
-    answer = client.images.edit(image=[FILES["mask"]], prompt="3", extra_body=fields)
-    np.testing.assert_array_equal(pixels(answer.data[0].b64_json), expected[0])
-    stream = client.images.edit(
-        **FILES, prompt="3", stream=True, partial_images=1, input_fidelity="high", extra_body=fields
-    )
-    partial, whole = stream
-    assert (partial.type, whole.type) == ("image_edit.partial_image", "image_edit.completed")
-    np.testing.assert_array_equal(pixels(whole.b64_json), expected[0])
-    np.testing.assert_array_equal(pixels(partial.b64_json)[~HOLE], PICTURE[~HOLE])
-
-
-@pytest.mark.parametrize(
-    ("changes", "param", "message"),
-    [
-        ({"image": None}, "image", "the image is missing"),
-        ({"image": b"PNG"}, "image", "image: no image that can be read"),
-        ({"image": FILES["image"][:200]}, "image", "image: no image that can be read"),
-        (
-            {"image": png(PICTURE[:16])},
-            "image",
-            "32x16 px have another aspect ratio than the 32x32",
-        ),
-        ({"image[]": FILES["image"]}, "image", "there is more than one 'image'"),
-        ({"mask": None}, "image", "image: nothing is transparent: give a mask"),
-        ({"mask": b""}, "mask", "mask: no image that can be read"),
-        ({"mask": png(HOLE[:16])}, "mask", "mask: 32x16 px are not the image's 32x32 px"),
-        ({"mask": png(~np.ones_like(HOLE))}, "mask", "mask: masks nothing"),
-        ({"mask": "a text"}, "mask", "'mask' must be a file"),
-        ({"prompt": png(PICTURE)}, "prompt", "'prompt' is no file"),
-        ({"prompt": None}, "prompt", "prompt: Field required"),
-        ({"n": "11"}, "n", "n must be from 1 to 10"),
-        ({"n": "one"}, "n", "n: Input should be a valid integer"),
-        ({"size": "64x64"}, "size", "makes images of 32x32"),
-        ({"temperature": "nan"}, "temperature", "temperature=nan must be finite"),
-        ({"markup": "x"}, "markup", "there is no field 'markup'"),
-    ],
-    ids=range(17),
-)
-def test_bad_forms_are_told_in_a_line(address, changes, param, message):
-    given = {
-        name: value
-        for name, value in ({"prompt": "3"} | FILES | changes).items()
-        if value is not None
-    }
-    # A text is a part without the name of a file.
-    parts = [
-        (name, (name if isinstance(value, bytes) else None, value)) for name, value in given.items()
-    ]
-    answer = httpx.post(f"{address}{EDITS}", files=parts, timeout=60)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
-    assert error["param"] == param
-    assert message in error["message"]
-
-
-def test_broken_forms(address):
-    def post(content: bytes, kind: str = "multipart/form-data; boundary=x", **headers):
-        sent = {"content-type": kind, **headers}
-        answer = httpx.post(f"{address}{EDITS}", content=content, headers=sent, timeout=60)
-        assert answer.json()["error"]["message"]
-        return answer.status_code
-
-    part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
-    assert post(b"", "multipart/form-data") == 400
-    assert post(b"nothing of the kind") == 400
-    assert post(part + b"no end") == 400
-    assert post(b"--x\r\n\r\nno name\r\n--x--") == 400
-    assert post(part + b"0" * 2**24) == 413
-    assert post(b"{}", "application/json") == 415
-    assert post(part, **{"sec-fetch-site": "cross-site"}) == 403
-
-
 class _Instant:
     """Stands for the engine where only what leads to it is tried: it delivers at once."""
 
@@ -348,12 +205,12 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=3,
 )
-_FIELDS = st.sampled_from([*served.ImagesBody.model_fields, "other"])
+_FIELDS = st.sampled_from([*ImagesBody.model_fields, "other"])
 
 
 def test_no_body_is_a_fault_of_the_server(engine):
     """A thousand of them, half with a prompt that there is."""
-    app = served.create_app(_Instant(engine))
+    app = create_app(_Instant(engine))
     statuses = set()
     with TestClient(app, raise_server_exceptions=False) as client:
 
@@ -399,7 +256,7 @@ def test_a_client_that_hangs_up_frees_its_slots(engine, address):
 def test_a_full_queue_asks_to_come_again(engine):
     full = Engine(engine.generator, tiny.meshes((1, 1, 1))[0], num_slots=1, max_waiting=1)
     full.start = lambda: None  # so that nothing leaves it
-    with TestClient(served.create_app(full, timeout=0.1)) as client:
+    with TestClient(create_app(full, timeout=0.1)) as client:
         slow = client.post(ROUTE, json={"prompt": "3", "n": 2})
         assert slow.status_code == 504
         full.submit(Request(3, [SamplingSettings(seed=0)] * 2), lambda item: None)
@@ -410,7 +267,7 @@ def test_a_full_queue_asks_to_come_again(engine):
 
 
 def test_keys(engine):
-    app = served.create_app(_Instant(engine), api_keys=["one", "two"])
+    app = create_app(_Instant(engine), api_keys=["one", "two"])
     with TestClient(app) as client:
         for key, status in (("one", 200), ("two", 200), ("three", 401), ("", 401), ("é", 401)):
             sent = {"authorization": f"Bearer {key}".encode()}
@@ -418,65 +275,3 @@ def test_keys(engine):
             assert answer.status_code == status
         assert client.get("/v1/models").status_code == 401
         assert client.get("/healthz").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--host", "0.0.0.0"], "give --api-key-file"),
-        (["--generator", "nowhere"], "--generator: "),
-        (["--api-key-file", "{empty}"], "holds no key"),
-        (["--port", "{taken}"], "choose another --port"),
-        (["--tokenizer", "{generator}"], "expected a tokenizer"),
-        (["--tensor", "3"], "does not use the 8 devices"),
-    ],
-)
-def test_bad_options_are_told_in_a_line(tmp_path, options, message):
-    generator, tokenizer = tiny.exports(tmp_path)
-    (tmp_path / "empty").write_text("\n")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        names = {
-            "empty": tmp_path / "empty",
-            "taken": taken.getsockname()[1],
-            "generator": generator,
-        }
-        given = [option.format(**names) for option in options]
-        default = ["--generator", str(generator), "--tokenizer", str(tokenizer), "--port", "0"]
-        args = command._parser().parse_args([*default, *given])
-        with pytest.raises(InputError, match=message):
-            command.run(args)
-
-
-def test_process_drains_and_leaves_nothing(tmp_path):
-    """SIGTERM lets the request end and exits with 0; kill -9 leaves a free port and no file."""
-    generator, tokenizer = tiny.exports(tmp_path)
-    (tmp_path / "empty").mkdir()
-    options = ["--generator", str(generator), "--tokenizer", str(tokenizer), "--slots", "8"]
-
-    def start(port: int) -> tuple[subprocess.Popen, str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llamagen_jax.serve", *options, "--port", str(port)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path / "empty",
-        )
-        assert process.stdout
-        return process, process.stdout.readline().split()[-1]
-
-    process, address = start(0)
-    client = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0)
-    stream = client.images.generate(prompt="1", n=4, stream=True, extra_body={"partial_rows": True})
-    events = iter(stream)
-    first = next(events)
-    process.send_signal(signal.SIGTERM)
-    kinds = [first.type, *(event.type for event in events)]
-    assert kinds.count("image_generation.completed") == 4
-    assert process.wait(60) == 0
-    port = int(address.rpartition(":")[2])
-    process, again = start(port)
-    assert again == address
-    process.kill()
-    process.wait()
-    with socket.create_server(("127.0.0.1", port)):
-        pass
-    assert list((tmp_path / "empty").iterdir()) == []

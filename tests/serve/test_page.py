@@ -34,13 +34,13 @@ def test_the_same_seed_draws_the_same_bytes(page):
 def test_an_image_grows_and_is_cancelled(page, engine, monkeypatch):
     draw(page, seed=5)
     whole = download(page)
-    chunks, advance = threading.Semaphore(0), engine._advance
+    chunks, advance = threading.Semaphore(0), engine._batch.advance
 
-    def advance_when_told(*args):
+    def advance_when_told(images):
         chunks.acquire()
-        advance(*args)
+        return advance(images)
 
-    monkeypatch.setattr(engine, "_advance", advance_when_told)
+    monkeypatch.setattr(engine._batch, "advance", advance_when_told)
     try:
         page.get_by_role("button", name="Draw").click()
         picture = page.locator(".set").first.locator("img").first
