@@ -11,7 +11,7 @@ from absl import logging
 
 from llamagen_jax import flops, zoo
 from llamagen_jax.benchmark import __main__ as benchmark
-from llamagen_jax.benchmark import bench, fid, suites, versus_torch, versus_vllm
+from llamagen_jax.benchmark import bench, fid, serving, suites, versus_torch, versus_vllm
 from llamagen_jax.benchmark import parts as benchmark_parts
 from llamagen_jax.evaluate.features import Network
 from llamagen_jax.training import config_files
@@ -213,6 +213,22 @@ def test_vllm_is_timed_on_the_same_weights(monkeypatch, capsys):
     assert opened == [["config.json", "model.safetensors"]]
     printed = capsys.readouterr().out
     assert all(f"| {images} |" in printed for images in (1, 8))
+
+
+@pytest.mark.parametrize(
+    ("latency", "share"), [(1.3, 1 / 1.3), (0.6, 1 / 0.6), (0.1, 2.0), (9.0, 0.25)]
+)
+def test_the_rate_of_equal_latency_is_found(latency, share):
+    """Of a server whose latency grows with its rate, once it is within the rates that are tried."""
+    ours = serving.Arrivals(rate=3.0, mean=2.0, worst=2.5)
+
+    def arrive(rate: float) -> serving.Arrivals:
+        mean = ours.mean * latency * rate / ours.rate
+        return serving.Arrivals(rate, mean, mean)
+
+    found = serving._highest(arrive, ours)
+    assert abs(found.rate / ours.rate - share) < 0.03
+    assert (found.mean <= ours.mean) == (latency < 4)
 
 
 @pytest.mark.slow
