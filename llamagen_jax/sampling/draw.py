@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
 from llamagen_jax.models.layers import AnyArray
-from llamagen_jax.models.llama import Cache
+from llamagen_jax.models.llama_block import Cache
 from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling.filters import filter_logits, guide
 from llamagen_jax.sampling.settings import SamplingSettings

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Integer
 
 from llamagen_jax.models.layers import AnyArray
-from llamagen_jax.models.llama import Cache, Llama
+from llamagen_jax.models.llama import Llama
+from llamagen_jax.models.llama_block import Cache
 from llamagen_jax.sampling import draw, windows
 from llamagen_jax.sampling.draw import Inputs, Numbers, Program
 from llamagen_jax.sampling.settings import SamplingSettings
