@@ -84,7 +84,7 @@ def read_edit(
     height, width = size
     with naming(names[0]):
         picture, alpha = _open(image, background="" if mask is None else "white")
-        if abs(picture.width * height / picture.height - width) >= 0.5:
+        if not transforms.same_shape(picture.size, (width, height)):
             raise InputError(
                 f"{_told(picture)} have another aspect ratio than the {width}x{height} px that are "
                 "drawn: crop or pad it"

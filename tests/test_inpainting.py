@@ -70,6 +70,8 @@ def test_other_sizes_are_resized_and_no_masked_pixel_is_lost(caplog):
     np.testing.assert_array_equal(np.argwhere(edit.mask), [[3, 2]])
     assert edit.image.shape == (8, 8, 3)
     assert "image: resized from 32x32 px to 8x8" in caplog.text
+    # A pixel more or less is no other aspect ratio.
+    assert read_edit(file(PICTURE[:7]), file(HOLE[:7]), (8, 8)).image.shape == (8, 8, 3)
     read_edit(file(PICTURE), file(np.ones_like(HOLE)), (8, 8))
     assert "mask: masks all of the image" in caplog.text
 

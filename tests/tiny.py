@@ -17,7 +17,7 @@ from PIL import Image
 
 from llamagen_jax import sharding
 from llamagen_jax.configs import digits
-from llamagen_jax.data.pipeline import train_batches
+from llamagen_jax.data.pipeline import DataConfig, train_batches
 from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.models.t5 import T5Config
@@ -55,6 +55,21 @@ CONTROL_SIZES = {"control_layers": 2, "control_dim": 64, "control_patch": 4}
 CONTROL_CONFIG = LlamaConfig(**LLAMA_SIZES | {"n_layers": 4}, **CONTROL_SIZES)
 TEXT_CONTROL_CONFIG = dataclasses.replace(TEXT_CONFIG, **CONTROL_SIZES)
 T5_CONFIG = T5Config(vocab_size=512, dim=16, head_dim=4, ffn_dim=24, n_layers=2, n_heads=2)
+# The digits as they are.
+DATA_CONFIG = DataConfig(
+    source="digits",
+    train="train",
+    eval="test",
+    image_size=24,
+    random_crop=False,
+    random_flip=False,
+    fast_decode=False,
+    workers=0,
+    caption_weights=(),
+    skip_small=False,
+    background="white",
+    exif_orientation=False,
+)
 
 _WORDS = (
     "a an the red blue large small circle square left right above below of two three photo "

@@ -16,6 +16,7 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling import jacobi, plain, speculative
+from llamagen_jax.sampling.draw import Inputs
 from llamagen_jax.sampling.generate import generate, sample_keys
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts, encode_prompts, open_encoder, read_prompts
@@ -61,11 +62,12 @@ def decoders(bench: Bench) -> Iterator[Timing]:
     draft = _opened(s, s.draft) if s.draft else None
     if draft:
         speculative.check_draft(model.config, draft[0].config)
-    conditions = _conditions(s, model.config, s.batch_size)
+    conditions, masks = _conditions(s, model.config, s.batch_size)
     settings, length = _settings(s), model.config.code_length
     for count in sorted({1, s.batch_size}):
-        condition, mask = (rows if rows is None else rows[:count] for rows in conditions)
-        arguments = model, params, condition, mask, sample_keys(0, np.arange(count)), settings
+        mask = None if masks is None else masks[:count]
+        inputs = Inputs(sample_keys(0, np.arange(count)), conditions[:count], mask)
+        arguments = model, params, inputs, settings
         calls: dict[str, Callable[[], Any]] = {
             "plain": functools.partial(plain.decode, *arguments),
             "jacobi": functools.partial(jacobi.decode, *arguments),

@@ -102,8 +102,8 @@ def open_images(path: str, size: int | None = None) -> ImageSet:
     return dataclasses.replace(found, name=f"{path} at {size} px") if size else found
 
 
-def crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre crop (`transforms.center_crop`) of uint8 [H, W, 3]: uint8 [size, size, 3]."""
+def crop(image: np.ndarray, size: transforms.Size) -> np.ndarray:
+    """The centre crop (`transforms.center_crop`) of uint8 [H, W, 3], of that size."""
     return transforms.center_crop(transforms.decode(image), size)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from llamagen_jax import commands
 from llamagen_jax import images as pixel_formats
+from llamagen_jax.data.transforms import Size
 from llamagen_jax.errors import InputError, naming
 from llamagen_jax.evaluate import distances, image_sets, reconstructions
 from llamagen_jax.evaluate.features import Network, moments
@@ -60,7 +61,7 @@ def evaluate(
     network: str | None = None,
     vgg16: str | None = None,
     lpips_heads: str | None = None,
-    size: int = 256,
+    size: Size = 256,
     resize: int | None = None,
     tile: int | None = None,
     batch_size: int = 16,
@@ -75,7 +76,7 @@ def evaluate(
       tokenizer: of `image_tokenizer.open_tokenizer`.
       network: of `Network.open`, for rFID; None leaves it out.
       vgg16, lpips_heads: of `weights.lpips.load`, for LPIPS; None leaves it out.
-      size: side in pixels of the centre crop of every image.
+      size: side, or (height, width), in pixels of the centre crop of every image.
       resize: side to resize images and reconstructions to before they are compared; rFID is then
         against centre crops of that size. LlamaGen compares those of 384 and 512 px at 256.
       tile: side in pixels of the tiles to decode in (`decode_tiled`); None decodes whole images.
@@ -92,6 +93,8 @@ def evaluate(
         opened = open_tokenizer(tokenizer, continuous=True)
     if bool(vgg16) != bool(lpips_heads):
         raise InputError("LPIPS needs both --vgg16 and --lpips-heads")
+    if resize and not isinstance(size, int):
+        raise InputError("--resize compares squares: leave it out, or give --size as one side")
     found = image_sets.open_images(images)
     batch_size = min(batch_size, found.count)
     rating = _Rating(
@@ -112,7 +115,7 @@ def evaluate(
             save_png(Path(picture), _picture(folder / "shown", kept["psnr"]))
         count = len(kept)
     about = {"samples": images, "tokenizer": tokenizer, "images": count}
-    return figures, about | {"size": size, "resize": resize, "tile": tile}
+    return figures, about | {"size": _told(size), "resize": resize, "tile": tile}
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class _Rating:
     round_trip: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     network: Network | None
     lpips: "_LPIPS | None"
-    size: int
+    size: Size
     resize: int | None
     batch_size: int
     ssim_range: float
@@ -155,7 +158,7 @@ class _Rating:
             "tokenizer": weights_hash(self.tokenizer.params),
             "network": self.network and self.network.hash,
             "LPIPS": self.lpips and self.lpips.hash,
-            "size": self.size,
+            "size": _told(self.size),
             "resize": self.resize,
             "SSIM's data range": self.ssim_range,
         }
@@ -183,6 +186,11 @@ class _Rating:
         return pairs, rows
 
 
+def _told(size: Size) -> int | str:
+    """A size as options tell it."""
+    return size if isinstance(size, int) else f"{size[1]}x{size[0]}"
+
+
 def _round_trip(
     tokenizer: ImageTokenizer, batch_size: int, tile: int | None
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -198,7 +206,7 @@ def _round_trip(
 
     def round_trip(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         codes = run_filled(encode, images, batch_size)
-        side = tile or codes.shape[1]
+        side = tile or max(codes.shape[1:3])
         return decode_tiled(decode, codes, side, tokenizer.downsampling), codes
 
     return round_trip
@@ -320,6 +328,13 @@ def _picture(folder: Path, psnr: np.ndarray) -> np.ndarray:
     return captioned_grid(np.array(images), captions, columns=min(_SHOWN, len(psnr)))
 
 
+def _side_or_size(text: str) -> Size:
+    if "x" not in text.lower():
+        return commands.whole(text)
+    width, height = commands.size(text)
+    return width if width == height else (height, width)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `evaluate reconstructions`."""
     parser.add_argument(
@@ -336,9 +351,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=commands.whole,
+        type=_side_or_size,
         default=256,
-        help="side of the centre crop of every image, which may be above the tokenizer's own (256)",
+        metavar="SIZE",
+        help="side, or WIDTHxHEIGHT, of the centre crop of every image, which may be above the "
+        "tokenizer's own (256)",
     )
     parser.add_argument(
         "--resize",

@@ -1,7 +1,7 @@
 """What every decoder does in the same way: the prefill, and drawing codes from logits.
 
-Axes: B samples, L codes, T condition tokens, V vocabulary, and F, P, D of `Llama`; rows are B, or
-2B with guidance: conditional, then null.
+Axes: B samples, L codes, T condition tokens, C width of text features, H W pixels, V vocabulary,
+and F, P, D of `Llama`; rows are B, or 2B with guidance: conditional, then null.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
 from llamagen_jax.models.layers import AnyArray
-from llamagen_jax.models.llama import Cache
+from llamagen_jax.models.llama_block import Cache
 from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling.filters import filter_logits, guide
 from llamagen_jax.sampling.settings import SamplingSettings
+
+
+class Inputs(NamedTuple):
+    """What each sample of a batch is drawn from; all but the keys are as `generate` takes them.
+
+    Attributes:
+      keys: random keys [B], of `generate.sample_keys`.
+      condition: int labels [B] or text features [B, T, C].
+      condition_mask: bool [B, T], False at padding; None for no padding.
+      known: int32 [B, L], codes that are kept, -1 where one is drawn; None to draw all.
+      control: uint8 images [B, H, W, 3]; None for none.
+    """
+
+    keys: Shaped[AnyArray, " B"]
+    condition: Shaped[AnyArray, "B ..."]
+    condition_mask: Bool[AnyArray, "B T"] | None = None
+    known: Integer[AnyArray, "B L"] | None = None
+    control: UInt8[AnyArray, "B H W 3"] | None = None
 
 
 class Program(NamedTuple):

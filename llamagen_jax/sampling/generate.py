@@ -18,6 +18,7 @@ from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling import jacobi, plain, speculative
+from llamagen_jax.sampling.draw import Inputs
 from llamagen_jax.sampling.settings import SamplingSettings
 
 # Bytes of weights that no cache holds.
@@ -85,15 +86,15 @@ def generate(
     keys = sample_keys(settings.seed, sample_ids)
     if known is not None:
         known = _check_known(known, condition.shape[0], model.config)
-    rows = model, params, condition, condition_mask, keys, settings
+    inputs = Inputs(keys, condition, condition_mask, known, control)
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     decoder = choose_decoder(settings, condition.shape[0], weights, draft is not None)
     if model.config.code_length == 1 or decoder == "plain":
-        return plain.decode(*rows, known, control)
+        return plain.decode(model, params, inputs, settings)
     if decoder == "jacobi":
-        return jacobi.decode(*rows, known, control).codes
+        return jacobi.decode(model, params, inputs, settings).codes
     assert draft is not None
-    return speculative.decode(*rows, draft, known, control).codes
+    return speculative.decode(model, params, inputs, settings, draft).codes
 
 
 def _check_known(known: Any, num_samples: int, config: LlamaConfig) -> jax.Array:

@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Integer, Shaped, UInt8
+from jaxtyping import Integer
 
 from llamagen_jax.models.layers import AnyArray
-from llamagen_jax.models.llama import Cache, Llama
+from llamagen_jax.models.llama import Llama
+from llamagen_jax.models.llama_block import Cache
 from llamagen_jax.sampling import draw, windows
-from llamagen_jax.sampling.draw import Numbers, Program
+from llamagen_jax.sampling.draw import Inputs, Numbers, Program
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.sampling.windows import Progress
 
@@ -26,50 +27,31 @@ from llamagen_jax.sampling.windows import Progress
 WINDOW = 8
 
 
-def decode(
-    model: Llama,
-    params: dict,
-    condition: Shaped[AnyArray, "B ..."],
-    condition_mask: Bool[AnyArray, "B T"] | None,
-    keys: Shaped[AnyArray, " B"],
-    settings: SamplingSettings,
-    known: Integer[AnyArray, "B L"] | None = None,
-    control: UInt8[AnyArray, "B H W 3"] | None = None,
-) -> Progress:
+def decode(model: Llama, params: dict, inputs: Inputs, settings: SamplingSettings) -> Progress:
     """All codes, and the passes they took; arguments as of `plain.decode`."""
     program, numbers = draw.split_settings(settings, model.config)
-    rows = condition, condition_mask, keys, numbers, known, control
-    return _decode(model, program, params, *rows)
+    return _decode(model, program, params, inputs, numbers)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(
-    model,
-    program: Program,
-    params,
-    condition,
-    condition_mask,
-    keys,
-    numbers: Numbers,
-    known,
-    control,
-):
+def _decode(model, program: Program, params, inputs: Inputs, numbers: Numbers):
     decoder, params = model.for_decoding(params)
     apply = functools.partial(decoder.apply, {"params": params})
-    config, B = model.config, condition.shape[0]
+    config, B = model.config, len(inputs.condition)
     width, num_columns = min(WINDOW, config.code_length - 1), config.grid[1]
     pick = functools.partial(draw.pick, program, numbers)
     rows = 2 * B if program.num_guided else B
-    added = draw.embed_control(apply, control, numbers.control_scale, rows)
-    length = config.condition_length
-    score = functools.partial(windows.score, apply, length, condition_mask, added)
+    added = draw.embed_control(apply, inputs.control, numbers.control_scale, rows)
+    length, mask = config.condition_length, inputs.condition_mask
+    score = functools.partial(windows.score, apply, length, mask, added)
 
     def step(carry):
-        return advance(score, pick, keys, width, num_columns, *carry)
+        return advance(score, pick, inputs.keys, width, num_columns, *carry)
 
     cache = decoder.init_cache(rows)
-    logits, cache = draw.prefill(apply, cache, condition, condition_mask, added)
-    progress = windows.start(pick(keys, logits, jnp.zeros(B, int)), config.code_length, known)
+    logits, cache = draw.prefill(apply, cache, inputs.condition, mask, added)
+    first = pick(inputs.keys, logits, jnp.zeros(B, int))
+    progress = windows.start(first, config.code_length, inputs.known)
     return windows.repeat(step, progress, cache, program.num_guided)
 
 

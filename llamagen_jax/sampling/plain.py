@@ -7,46 +7,29 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Integer, Shaped, UInt8
+from jaxtyping import Array, Int
 
 from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.sampling import draw
-from llamagen_jax.sampling.draw import Numbers, Program
+from llamagen_jax.sampling.draw import Inputs, Numbers, Program
 from llamagen_jax.sampling.settings import SamplingSettings
 
 
 def decode(
-    model: Llama,
-    params: dict,
-    condition: Shaped[AnyArray, "B ..."],
-    condition_mask: Bool[AnyArray, "B T"] | None,
-    keys: Shaped[AnyArray, " B"],
-    settings: SamplingSettings,
-    known: Integer[AnyArray, "B L"] | None = None,
-    control: UInt8[AnyArray, "B H W 3"] | None = None,
+    model: Llama, params: dict, inputs: Inputs, settings: SamplingSettings
 ) -> Int[Array, "B L"]:
-    """Codes int32 [B, L]; arguments as of `generate`, with a random key per sample."""
+    """Codes int32 [B, L]; model, parameters and settings as of `generate`."""
     program, numbers = draw.split_settings(settings, model.config)
-    rows = condition, condition_mask, keys, numbers, known, control
-    return _decode(model, program, params, *rows)
+    return _decode(model, program, params, inputs, numbers)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(
-    model,
-    program: Program,
-    params,
-    condition,
-    condition_mask,
-    keys,
-    numbers: Numbers,
-    known,
-    control,
-):
+def _decode(model, program: Program, params, inputs: Inputs, numbers: Numbers):
     decoder, params = model.for_decoding(params)
     apply = functools.partial(decoder.apply, {"params": params})
-    B, T = condition.shape[0], model.config.condition_length
+    keys, condition, condition_mask, known, control = inputs
+    B, T = len(condition), model.config.condition_length
     num_guided = program.num_guided
     pick = functools.partial(draw.pick, program, numbers, keys)
 
@@ -83,7 +66,7 @@ def _decode(
     return jnp.concatenate(drawn).T
 
 
-def _at(known: jax.Array | None, places: int | slice) -> jax.Array | None:
+def _at(known: AnyArray | None, places: int | slice) -> AnyArray | None:
     return None if known is None else known[places]
 
 

@@ -11,14 +11,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Integer, Shaped, UInt8
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.models.layers import AnyArray
 from llamagen_jax.models.llama import Llama
 from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling import draw, windows
-from llamagen_jax.sampling.draw import Numbers, Program
+from llamagen_jax.sampling.draw import Inputs, Numbers, Program
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.sampling.windows import Progress
 
@@ -41,13 +39,9 @@ def check_draft(model: LlamaConfig, draft: LlamaConfig) -> None:
 def decode(
     model: Llama,
     params: dict,
-    condition: Shaped[AnyArray, "B ..."],
-    condition_mask: Bool[AnyArray, "B T"] | None,
-    keys: Shaped[AnyArray, " B"],
+    inputs: Inputs,
     settings: SamplingSettings,
     draft: tuple[Llama, dict],
-    known: Integer[AnyArray, "B L"] | None = None,
-    control: UInt8[AnyArray, "B H W 3"] | None = None,
 ) -> Progress:
     """All codes, and the passes of the model that they took; arguments as of `plain.decode`.
 
@@ -61,25 +55,13 @@ def decode(
     draft_model, draft_params = draft
     check_draft(model.config, draft_model.config)
     program, numbers = draw.split_settings(settings, model.config)
-    models = model, draft_model
-    both = params, draft_params
-    rows = condition, condition_mask, keys, numbers, known, control
-    return _decode(models, program, both, *rows)
+    return _decode((model, draft_model), program, (params, draft_params), inputs, numbers)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(
-    models,
-    program: Program,
-    params,
-    condition,
-    condition_mask,
-    keys,
-    numbers: Numbers,
-    known,
-    control,
-):
-    config, B = models[0].config, condition.shape[0]
+def _decode(models, program: Program, params, inputs: Inputs, numbers: Numbers):
+    keys, condition, condition_mask, known, control = inputs
+    config, B = models[0].config, len(condition)
     width = min(WINDOW, config.code_length - 1)
     pick = functools.partial(draw.pick, program, numbers)
 

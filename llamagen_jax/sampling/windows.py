@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from llamagen_jax.models.layers import AnyArray
-from llamagen_jax.models.llama import Cache
+from llamagen_jax.models.llama_block import Cache
 from llamagen_jax.sampling import draw
 
 

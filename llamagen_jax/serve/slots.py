@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
 from llamagen_jax.models.layers import AnyArray
-from llamagen_jax.models.llama import Cache, Llama
+from llamagen_jax.models.llama import Llama
+from llamagen_jax.models.llama_block import Cache
 from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling import draw, jacobi, windows
 from llamagen_jax.sampling.filters import guide, keep_top_k, keep_top_p

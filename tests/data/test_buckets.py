@@ -7,26 +7,14 @@ import itertools
 
 import numpy as np
 import pytest
+import tiny
 
-from llamagen_jax.data.pipeline import DataConfig, eval_batches, train_batches
+from llamagen_jax.data.pipeline import eval_batches, train_batches
 from llamagen_jax.data.records import Manifest, TokenizerId, write_dataset
 from llamagen_jax.data.sources import open_source
 from llamagen_jax.errors import InputError
 
-CONFIG = DataConfig(
-    source="array_record",
-    train="codes",
-    eval="",
-    image_size=8,
-    random_crop=False,
-    random_flip=False,
-    fast_decode=False,
-    workers=0,
-    caption_weights=(),
-    skip_small=False,
-    background="white",
-    exif_orientation=False,
-)
+CONFIG = dataclasses.replace(tiny.DATA_CONFIG, source="array_record", train="codes", eval="")
 COUNTS = {(2, 2): 9, (1, 3): 5, (3, 1): 6}
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from llamagen_jax import control_maps
 from llamagen_jax.data import transforms
-from llamagen_jax.data.pipeline import DataConfig, eval_batches, train_batches
+from llamagen_jax.data.pipeline import eval_batches, train_batches
 from llamagen_jax.data.prepare import __main__ as prepare
 from llamagen_jax.data.records import Manifest, write_dataset
 from llamagen_jax.data.sources import ArrayRecordSource, open_source
@@ -18,19 +18,11 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.images import encode
 from llamagen_jax.weights import export
 
-CONFIG = DataConfig(
+CONFIG = dataclasses.replace(
+    tiny.DATA_CONFIG,
     source="array_record",
-    train="given by config_of",
-    eval="",
     image_size=16,
-    random_crop=False,
     random_flip=True,
-    fast_decode=False,
-    workers=0,
-    caption_weights=(),
-    skip_small=False,
-    background="white",
-    exif_orientation=False,
     control=("canny", "depth"),
 )
 
@@ -39,13 +31,13 @@ def config_of(folder, **changes):
     return dataclasses.replace(CONFIG, train=str(folder), eval=str(folder), **changes)
 
 
+def run(*args):
+    prepare.main([str(arg) for arg in args])
+
+
 def fails(*args) -> str:
     """The one line that the command ends with."""
-    with pytest.raises(SystemExit) as error:
-        prepare.main([str(arg) for arg in args])
-    line = str(error.value)
-    assert line.startswith("error: ") and "\n" not in line
-    return line
+    return tiny.error_line(run, *args)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +61,7 @@ def packing(tmp_path_factory):
 def test_codes_keep_a_map_of_each_crop(packing, caplog):
     folder, options = packing
     maps = ["--control", "canny", "--control-maps", f"depth={folder / 'depth'}"]
-    prepare.main([str(o) for o in (*options, folder / "out", "--crops", "center-flip", *maps)])
+    run(*options, folder / "out", "--crops", "center-flip", *maps)
     assert Manifest.read(folder / "out").control == ("canny", "depth")
     assert "it has no control map" in caplog.text
     records = list(ArrayRecordSource(folder / "out"))
@@ -106,7 +98,7 @@ def test_maps_have_the_size_of_their_image(packing):
     options = ["codes", tall / "out", "--source", "image_folder", "--location", tall / "images"]
     options += ["--tokenizer", folder / "tokenizer", "--sizes", "24x16", "16x24"]
     maps = ["--control", "canny", "--control-maps", f"depth={tall / 'depth'}"]
-    prepare.main([str(o) for o in (*options, *maps)])
+    run(*options, *maps)
     config = config_of(tall / "out", control=("depth",))
     source = open_source("array_record", str(tall / "out"))
     images = [

@@ -10,28 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from llamagen_jax.data import pipeline
-from llamagen_jax.data.pipeline import DataConfig
 from llamagen_jax.data.records import TokenizerId, write_dataset
 from llamagen_jax.data.sources import open_source
 from llamagen_jax.errors import InputError
 
-DIGITS = DataConfig(
-    source="digits",
-    train="train",
-    eval="test",
-    image_size=24,
-    random_crop=True,
-    random_flip=True,
-    fast_decode=False,
-    workers=0,
-    caption_weights=(),
-    skip_small=False,
-    background="white",
-    exif_orientation=False,
-)
+DIGITS = dataclasses.replace(tiny.DATA_CONFIG, random_crop=True, random_flip=True)
 
 
 def noise(seed):

@@ -66,12 +66,9 @@ def run(samples, reference, *options):
     return {figure["name"]: figure["value"] for figure in found["figures"]}, found
 
 
-def fails(*args):
-    with pytest.raises(SystemExit) as error:
-        run(*args)
-    line = str(error.value)
-    assert line.startswith("error: ") and "\n" not in line
-    return line
+def fails(*args) -> str:
+    """The one line that the command ends with."""
+    return tiny.error_line(run, *args)
 
 
 @pytest.fixture

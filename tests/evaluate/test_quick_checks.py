@@ -155,6 +155,5 @@ def test_images_of_one_class_or_of_another_size_are_told(made, tmp_path):
         (folder / "none", "there is no image folder"),
     ):
         command = ["verify", str(folder / "used"), str(location), "--quick"]
-        with pytest.raises(SystemExit) as error:
-            evaluate.main([*command, "--tokenizer", str(folder / "tokenizer")])
-        assert message in str(error.value)
+        command += ["--tokenizer", str(folder / "tokenizer")]
+        assert message in tiny.error_line(evaluate.main, command)

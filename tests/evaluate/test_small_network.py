@@ -47,10 +47,9 @@ def run(*command):
     evaluate.main(list(map(str, command)))
 
 
-def fails(*command):
-    with pytest.raises(SystemExit) as error:
-        run(*command)
-    return str(error.value)
+def fails(*args) -> str:
+    """The one line that the command ends with."""
+    return tiny.error_line(run, *args)
 
 
 @pytest.mark.parametrize(("name", "classes"), [("classes", 2), ("captions", 4)])

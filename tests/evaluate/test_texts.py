@@ -83,9 +83,7 @@ def test_scores_do_not_depend_on_the_batch_size(model, batch_size):
 
 def test_images_and_prompts_must_pair(model, tmp_path):
     def fails(samples, prompts="prompts.tsv"):
-        with pytest.raises(SystemExit) as error:
-            run("text", samples, "--prompts", prompts, "--clip", model[0])
-        return str(error.value)
+        return tiny.error_line(run, "text", samples, "--prompts", prompts, "--clip", model[0])
 
     np.savez("nine.npz", arr_0=IMAGES[:9])
     assert "nine.npz has 9 images and prompts.tsv 5 prompts: give" in fails("nine.npz")
@@ -112,6 +110,4 @@ def test_rendered_scenes_are_judged_by_their_pixels(capsys):
         ("scenes.txt", [], "nothing to judge by: give --clip, --scenes or both"),
     ):
         samples = "samples.npz" if prompts == "prompts.tsv" else "scenes.npz"
-        with pytest.raises(SystemExit) as error:
-            run("text", samples, "--prompts", prompts, *options)
-        assert message in str(error.value)
+        assert message in tiny.error_line(run, "text", samples, "--prompts", prompts, *options)

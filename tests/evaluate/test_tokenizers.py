@@ -102,6 +102,27 @@ def test_figures_of_known_differences(tokenizer):
     assert original["SSIM"] > found["SSIM"]
 
 
+@jax.tree_util.register_static
+class WholeAlone(Lightened):
+    def decode(self, codes):
+        assert codes.shape[1:] == (8, 16)
+        return super().decode(codes)
+
+
+def test_crops_that_are_not_square(tokenizer):
+    tokenizer(WholeAlone(by=10))
+    options = ["--tokenizer", "x", "--keep", "kept"]
+    found, about = run(*options, size="16x8")
+    assert about["size"] == "16x8"
+    counts = np.bincount(GREY[:, 4:12, :, 0].reshape(-1), minlength=256)
+    assert found["codebook usage"] == (counts > 0).mean()
+    assert found["PSNR"] == pytest.approx(28.131, abs=5e-4)
+    assert run(*options, size="16x8")[0] == found
+    tokenizer(Lightened(by=10))
+    assert run("--tokenizer", "x", "--tile", 6, size="16x8")[0] == found
+    assert run("--tokenizer", "x", size="16x16")[0] == run("--tokenizer", "x")[0]
+
+
 @pytest.mark.parametrize("batch_size", [1, 8, 64])
 def test_a_model_at_another_size_than_its_own(tmp_path, batch_size):
     export.write(tmp_path / "tokenizer", *tiny.vqgan())
@@ -219,5 +240,11 @@ def test_bad_input_is_one_line(tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"^error: {message}"):
             run(*options)
-    with pytest.raises(SystemExit, match=r"^error: image size 17 must be a positive multiple"):
-        run("--tokenizer", "tokenizer", size=17)
+    for size, options, message in (
+        (17, [], "image size 17 must be a positive multiple"),
+        ("32x20", [], "image size 32x20 must be a positive multiple"),
+        ("32x", [], "argument --size: 32x must be WIDTHxHEIGHT"),
+        ("32x16", ["--resize", 16], "--resize compares squares: leave it out"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: {message}"):
+            run("--tokenizer", "tokenizer", *options, size=size)

@@ -10,6 +10,7 @@ from scipy import stats
 from llamagen_jax.errors import InputError
 from llamagen_jax.models.llama import Llama, LlamaConfig
 from llamagen_jax.sampling import jacobi, windows
+from llamagen_jax.sampling.draw import Inputs
 from llamagen_jax.sampling.generate import choose_decoder, generate, sample_keys
 from llamagen_jax.sampling.settings import SamplingSettings
 
@@ -80,8 +81,8 @@ def test_known_codes_are_right_guesses(model_and_params, known):
     every = np.abs(known)
     keys = sample_keys(0, jnp.arange(8))
     settings = SamplingSettings(**SETTINGS, guidance_interval=4)
-    arguments = (*model_and_params, jnp.arange(8), None, keys, settings)
-    progress = jacobi.decode(*arguments, known=jnp.asarray(every))
+    inputs = Inputs(keys, jnp.arange(8), known=jnp.asarray(every))
+    progress = jacobi.decode(*model_and_params, inputs, settings)
     np.testing.assert_array_equal(progress.codes, every)
     np.testing.assert_array_equal(progress.passes, 1 + np.ceil(15 / jacobi.WINDOW))
 
@@ -150,7 +151,7 @@ def test_sequences_follow_the_distribution_and_wrong_acceptance_does_not(
 ):
     settings = SamplingSettings(**({"seed": 0, "guidance_scale": 3.0} | changes))
     labels, keys = jnp.ones(200_000, int), sample_keys(0, jnp.arange(200_000))
-    arguments = (*small, labels, None, keys, settings)
+    arguments = (*small, Inputs(keys, labels), settings)
     assert _p_value(*small, settings, jacobi.decode(*arguments).codes) > 1e-3
 
     def keep_everything(progress, places, drawn):

@@ -39,9 +39,9 @@ def test_a_missing_file_lists_what_there_is(tmp_path):
     with pytest.raises(InputError) as error:
         config_files.load("c2j.py:B-256")
     assert "no config file 'c2j.py'" in str(error.value)
-    assert "did you mean 'c2i.py'? known: c2i.py, control.py, digits.py" in str(error.value)
+    assert "did you mean 'c2i.py'? known: c2i.py," in str(error.value)
     for path in (tmp_path, tmp_path / "configs" / "c2i.py", "configs/c2j.py"):
-        with pytest.raises(InputError, match=r"known: c2i\.py, control\.py, digits\.py"):
+        with pytest.raises(InputError, match=r"known: c2i\.py,"):
             config_files.load(str(path))
 
 

@@ -1,13 +1,13 @@
 """Folders of images to a file of codes and back; part of the command `prepare`."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import jax
 import numpy as np
 from absl import logging
 from PIL import Image
@@ -23,6 +23,7 @@ from llamagen_jax.image_tokenizer import (
     decode_tiled,
     on_all_devices,
     open_tokenizer,
+    run_filled,
     tile_codes,
 )
 from llamagen_jax.images import from_uint8, save_png, to_uint8
@@ -59,11 +60,12 @@ def encode_folder(
         with tqdm(total=len(paths), desc="encode", unit="image") as bar:
             for group in groups:
                 examples = _read_images(Path(images), group, image_size, bar)
-                for names, pixels in _batches(examples, min(batch_size, len(group))):
-                    rows = np.asarray(run(pixels), np.uint16)
+                size = min(batch_size, len(group))
+                for names, pixels in _batches(examples, size):
+                    rows = run_filled(run, pixels, size).astype(np.uint16)
                     # Bytes of a name that are no UTF-8 are written as their escapes.
                     told = [name.encode(errors="backslashreplace").decode() for name in names]
-                    codes.update(zip(told, rows, strict=False))
+                    codes.update(zip(told, rows, strict=True))
         if not codes:
             raise InputError(f"every image in {images} is broken: copy them again")
         with partial.open("wb") as file:
@@ -100,11 +102,12 @@ def decode_folder(
         groups[grid.shape].append((name, grid))
     with staged(output) as partial, tqdm(total=len(grids), desc="decode", unit="image") as bar:
         for group in groups.values():
-            for names, batch in _batches(iter(group), min(batch_size, len(group))):
-                decoded = decode_tiled(
-                    run, batch, side or max(batch.shape[1:]), opened.downsampling
-                )
-                for name, image in zip(names, to_uint8(decoded), strict=False):
+            size = min(batch_size, len(group))
+            decode = functools.partial(run_filled, run, size=size)
+            for names, batch in _batches(iter(group), size):
+                tile_side = side or max(batch.shape[1:])
+                decoded = decode_tiled(decode, batch, tile_side, opened.downsampling)
+                for name, image in zip(names, to_uint8(decoded), strict=True):
                     save_png(partial / PurePosixPath(name).with_suffix(".png"), image)
                     bar.update()
     print(f"wrote {len(grids)} images to {output}")
@@ -177,13 +180,12 @@ def _read_images(
 
 
 def _batches(
-    examples: Iterator[tuple[str, np.ndarray]], batch_size: int
+    examples: Iterator[tuple[str, np.ndarray]], size: int
 ) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """Yields names and arrays; the arrays are padded to equal batches that all devices share."""
-    while chunk := list(itertools.islice(examples, batch_size)):
+    """Yields names and arrays, `size` at a time, the last fewer."""
+    while chunk := list(itertools.islice(examples, size)):
         names, arrays = zip(*chunk, strict=True)
-        padding = batch_size + -batch_size % jax.device_count() - len(arrays)
-        yield names, np.stack(arrays + arrays[-1:] * padding)
+        yield names, np.stack(arrays)
 
 
 def _read_codes(path: str) -> tuple[dict[str, np.ndarray], TokenizerId]:

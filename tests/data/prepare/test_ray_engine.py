@@ -45,11 +45,7 @@ def run(*args):
 
 def fails(*args) -> str:
     """The one line that the command ends with."""
-    with pytest.raises(SystemExit) as error:
-        run(*args)
-    line = str(error.value)
-    assert line.startswith("error: ") and "\n" not in line
-    return line
+    return tiny.error_line(run, *args)
 
 
 @pytest.fixture

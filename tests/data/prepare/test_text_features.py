@@ -1,6 +1,7 @@
 """Packed text features: what the command writes, and the batches that are made of it."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from llamagen_jax.data.pipeline import DataConfig, eval_batches, train_batches
+from llamagen_jax.data.pipeline import eval_batches, train_batches
 from llamagen_jax.data.prepare import __main__ as prepare
 from llamagen_jax.data.records import Manifest, verify, write_dataset
 from llamagen_jax.data.sources import ArrayRecordSource
@@ -37,11 +38,7 @@ def run(*args):
 
 def fails(*args) -> str:
     """The one line that the command ends with."""
-    with pytest.raises(SystemExit) as error:
-        run(*args)
-    line = str(error.value)
-    assert line.startswith("error: ") and "\n" not in line
-    return line
+    return tiny.error_line(run, *args)
 
 
 @pytest.fixture(scope="module")
@@ -146,19 +143,13 @@ def test_bad_input(captioned, t5, tmp_path):
 
 
 def config(packed, workers=0):
-    return DataConfig(
+    return dataclasses.replace(
+        tiny.DATA_CONFIG,
         source="array_record",
         train=str(packed),
         eval=str(packed),
-        image_size=16,
-        random_crop=False,
-        random_flip=False,
-        fast_decode=False,
         workers=workers,
         caption_weights=(("long", 0.6), ("short", 0.4)),
-        skip_small=False,
-        background="white",
-        exif_orientation=False,
     )
 
 

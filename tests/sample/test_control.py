@@ -7,24 +7,16 @@ import pytest
 import tiny
 from PIL import Image
 
-from llamagen_jax import control_maps, sample
+from llamagen_jax import control_maps
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.weights import export
+from tests.sample.command import fails, run
 
 # Not square: 16x32 pixels.
 CONFIG = dataclasses.replace(
     tiny.LLAMA_CONFIG, grid_size=(2, 4), **tiny.CONTROL_SIZES | {"control_patch": 8}
 )
 SETTINGS = {"seed": 0, "guidance_scale": 2.0}
-
-
-def run(*args):
-    sample.main([str(arg) for arg in args])
-
-
-def fails(*args) -> str:
-    """The one line that the command ends with."""
-    return tiny.error_line(run, *args)
 
 
 def codes_of(path):

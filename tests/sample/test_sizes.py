@@ -7,9 +7,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from llamagen_jax import sample
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.weights import export
+from tests.sample.command import fails, run
 
 GRIDS = ((4, 4), (3, 5), (5, 3))
 
@@ -22,15 +22,6 @@ def models(tmp_path_factory):
     export.write(folder / "generator", model, tiny.with_sizes(params))
     export.write(folder / "tokenizer", *tiny.vqgan())
     return ["--generator", folder / "generator", "--tokenizer", folder / "tokenizer"]
-
-
-def run(*args):
-    sample.main([str(arg) for arg in args])
-
-
-def fails(*args) -> str:
-    """The one line that the command ends with."""
-    return tiny.error_line(run, *args)
 
 
 def test_a_size_that_is_trained(models, tmp_path):
