@@ -67,6 +67,7 @@ _TOKENIZER = {
         "adversarial_start": 0,
         "adaptive_weight": False,
     },
+    "restart_codes": False,
     "optimizer": {"weight_decay": 0.0},
     "sharding_rules": sharding.VQGAN_RULES,
 }

@@ -160,27 +160,23 @@ def _scenes_stage(name: str, resolution: int, *, steps: int) -> ConfigDict:
 
 
 def _emoji() -> ConfigDict:
-    config: Any = _scenes_stage("emoji", 48, steps=1800)
+    config: Any = _scenes_stage("emoji", 48, steps=2800)
     config.update(
-        batch_size=32,
         tokenizer="demo_emoji/tokenizer",
         text_encoder="demo_emoji/t5",
         sample={"guidance_scale": 2.0, "top_k": 0},
     )
     config.data.update(
-        train="demo_emoji/train_text",
+        train="demo_emoji/people_text",
         eval="demo_emoji/combinations_text",
         caption_weights=(("name", 0.4), ("tone_first", 0.3), ("gender", 0.3)),
     )
     config.model.update(
         grid_size=12,
-        dim=256,
-        n_layers=4,
-        n_heads=4,
         vocab_size=1024,
         condition_length=16,
         # Else the model knows an emoji by its first codes, and reads no names.
-        code_dropout=0.2,
+        code_dropout=0.5,
     )
     config.optimizer.update(learning_rate=2e-3, weight_decay=0.1)
     return config

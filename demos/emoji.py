@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from demos.report import Figure, evaluated, show
+from llamagen_jax.data.emoji_source import PLACES
 
 FOLDER = Path("demo_emoji")
 PROMPTS = 300
@@ -44,19 +45,18 @@ def stages() -> dict[str, list[str]]:
         "pack the pictures": [
             *(
                 f"{_PREPARE} pack --source emoji --location {split}/{_SIZE} {FOLDER}/{split}"
-                for split in ("train", "test", "combinations")
+                for split in PLACES
             ),
             f"{_PREPARE} captions --source emoji --location combinations --caption name"
             f" --count {PROMPTS} {FOLDER}/prompts.txt",
         ],
         "train the tokenizer": [
-            f"train.py --config=configs/vqgan.py:emoji --workdir={FOLDER}/tokenizer_base",
-            f"train.py --config=configs/vqgan.py:emoji-finetune --workdir={FOLDER}/tokenizer",
+            f"train.py --config=configs/vqgan.py:emoji --workdir={FOLDER}/tokenizer"
         ],
         "draw the text encoder": [f"{_PREPARE} word-encoder {FOLDER}/train {FOLDER}/t5"],
         "extract codes and features": [
             command
-            for split in ("train", "combinations")
+            for split in ("people", "combinations")
             for command in (
                 f"{_PREPARE} codes --source array_record --location {FOLDER}/{split}"
                 f" --tokenizer {FOLDER}/tokenizer --image-size {_SIZE} --batch-size 64"
@@ -78,7 +78,7 @@ def stages() -> dict[str, list[str]]:
             f" --size {_SIZE} {files} --output {FOLDER}/reconstructions.json",
             f"{_EVALUATE} network {FOLDER}/train {FOLDER}/network",
             *(
-                f"{_EVALUATE} images {samples} {FOLDER}/train --network {FOLDER}/network"
+                f"{_EVALUATE} images {samples} {FOLDER}/people --network {FOLDER}/network"
                 f" --output {FOLDER}/{name}.json"
                 for name, samples in (("fid", guided), ("fid_real", f"{FOLDER}/combinations"))
             ),
@@ -157,7 +157,7 @@ def _copied(codes: np.ndarray) -> float:
     """Share of samples, int [N, L], whose codes are all those of a training picture."""
     from llamagen_jax.data.sources import ArrayRecordSource
 
-    known = np.stack([record["codes"][0] for record in ArrayRecordSource(FOLDER / "train_codes")])
+    known = np.stack([record["codes"][0] for record in ArrayRecordSource(FOLDER / "people_codes")])
     rows = {row.tobytes() for row in known}
     return float(np.mean([row.astype(known.dtype).tobytes() in rows for row in codes]))
 

@@ -43,6 +43,7 @@ VQGAN_RULES: Rules = (
     # Beside the VQGAN these are small, and their channels not always divisible: copied everywhere.
     (r"^(discriminator|lpips)/", ()),
     (r"(decoder/conv_out|quant_conv)/kernel$", ()),
+    (r"dense_\d+/kernel$", (None, ("fsdp", "tensor"))),
     (r"kernel$", (None, None, None, ("fsdp", "tensor"))),
 )
 

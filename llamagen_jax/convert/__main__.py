@@ -98,11 +98,12 @@ def _convert(args: argparse.Namespace) -> None:
         model, params = zoo.load_folder(src)
         config = model.config
         file_format = format_of(config)
-        if dst.suffix in SUFFIXES and vars(config).get("norm_groups", 32) != 32:
-            raise InputError(
-                f"{src} has norm_groups={config.norm_groups}, which {file_format.origin}'s files "
-                "cannot tell: convert it to an export folder"
-            )
+        for field, usual in (("norm_groups", 32), ("encode_alone", False)):
+            if dst.suffix in SUFFIXES and vars(config).get(field, usual) != usual:
+                raise InputError(
+                    f"{src} has {field}={vars(config)[field]}, which {file_format.origin}'s files "
+                    "cannot tell: convert it to an export folder"
+                )
         what = f"parameters in {src} do not fit a {describe(config)}"
         tensor_views = layout_of(config, file_format).tensor_views(params, what)
         leaves = flatten_dict(params, sep="/").items()

@@ -17,7 +17,7 @@ from llamagen_jax.errors import InputError, nearest
 
 # Unicode's modifiers U+1F3FB to U+1F3FF; without one a skin is yellow.
 TONES = ("yellow", "light", "medium-light", "medium", "medium-dark", "dark")
-SPLITS = ("train", "test", "combinations")
+PLACES = ("train", "people", "test", "combinations")
 
 _MODIFIERS = {chr(0x1F3FA + number): tone for number, tone in enumerate(TONES) if number}
 _MODIFIER = re.compile(f"[{''.join(_MODIFIERS)}]")
@@ -68,18 +68,21 @@ class EmojiSource:
         """Opens "SPLIT[/SIZE[/LANGUAGE]]", such as "train/64" or "train/64/de".
 
         "combinations" are a fifth of all combinations of role, gender and skin tone, each part of
-        which is in "train" too, a role also with that gender; "test" is a tenth of all else. SIZE
-        is the side in pixels (64). LANGUAGE is one of `emoji`'s (en).
+        which is in "train" too, a role also with that gender; "test" is a tenth of all else, and
+        "people" what of "train" has a choice of skin tone. SIZE is the side in pixels (64).
+        LANGUAGE is one of `emoji`'s (en).
 
         Raises InputError for another location, or without the packages.
         """
         split, size, language, *rest = (*location.split("/"), *("64", "en")[location.count("/") :])
         if rest or not size.isdecimal() or not 1 <= int(size) <= 4096:
             raise InputError(f"'{location}' is no place among the emoji: write SPLIT/SIZE/LANGUAGE")
-        if split not in SPLITS:
-            raise InputError(f"the emoji have no split '{split}': {nearest(split, SPLITS)}")
+        if split not in PLACES:
+            raise InputError(f"the emoji have no split '{split}': {nearest(split, PLACES)}")
         self._location, self._size = location, int(size)
-        self.emoji = splits()[split]
+        self.emoji = splits()["train" if split == "people" else split]
+        if split == "people":
+            self.emoji = tuple(emoji for emoji in self.emoji if emoji.tone)
         self._names = None if language == "en" else _translations(language)
 
     def __len__(self) -> int:

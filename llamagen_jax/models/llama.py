@@ -64,7 +64,8 @@ class Llama(nn.Module):
             shape = len(c.control_depths), c.control_dim, c.dim
             self.control_fusion = self.param("control_fusion", nn.initializers.zeros, shape)
         self.token_dropout = nn.Dropout(c.token_dropout)
-        self.code_dropout = nn.Dropout(c.code_dropout, broadcast_dims=(2,))
+        if c.code_dropout:
+            self.left_out = self.param("left_out", normal_init, (c.dim,))
         block = Block
         if self.remat != "none":
             # CSE cannot undo the recomputation across a scan's iterations.
@@ -127,7 +128,12 @@ class Llama(nn.Module):
             kept = jax.random.bernoulli(key, 1 - c.control_dropout, (len(added), 1, 1, 1))
             added = jnp.where(kept, added, 0)
         x = self.embed_condition(condition, condition_mask, drop)
-        before = self.code_dropout(self.embed_codes(codes[:, :-1]), deterministic=not train)
+        before = self.embed_codes(codes[:, :-1])
+        if train and c.code_dropout:
+            share_key, key = jax.random.split(self.make_rng("dropout"))
+            share = jax.random.uniform(share_key, (len(codes), 1), maxval=c.code_dropout)
+            left_out = jax.random.uniform(key, before.shape[:2]) < share
+            before = jnp.where(left_out[..., None], self.left_out.astype(c.dtype), before)
         x = jnp.concatenate([x, before], axis=1)
         x = self.token_dropout(x, deterministic=not train)
         positions = jnp.arange(x.shape[1])[None]

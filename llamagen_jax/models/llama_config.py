@@ -26,8 +26,9 @@ class LlamaConfig:
         positions so that their queries and keys vanish, or "identity" for unrotated ones.
       condition_dropout: share of the training conditions replaced by the null condition.
       token_dropout: of the embeddings' values, those of the condition among them.
-      code_dropout: share of the codes whose embedding is left out whole in training, so that a
-        model of few images reads its condition instead of knowing the image by the codes before.
+      code_dropout: in training every image has a share of its codes, drawn anew between 0 and this,
+        replaced by a learned vector, so that a model of few images reads its condition instead of
+        knowing the image by the codes before.
       drop_path: when positive, whole residual branches are dropped at a rate that grows linearly
         with depth up to this one, instead of `residual_dropout` and `ffn_dropout`.
       control_layers: of the encoder of control images, see `control.ControlEncoder`; 0 for a model

@@ -31,6 +31,9 @@ class VQGANConfig:
         the lowest resolution and in the middle, "middle" only there, or "none".
       norm_groups: groups of channels that are normalised together, a divisor of base_channels. With
         as many groups as channels a flat image's colour is lost.
+      encode_alone: `SquareEncoder` instead of `Encoder`, which sees each square of `downsampling`
+        pixels without its surroundings, so that equal squares have equal codes in all images. Else
+        a white square's code tells of all around it, which a generator of few images never learns.
       unit_pixels: the weights see pixels in [0, 1]; images here are in [-1, 1] all the same.
 
     Raises:
@@ -42,6 +45,7 @@ class VQGANConfig:
     num_res_blocks: int = 2
     attention: str = "lowest"
     norm_groups: int = 32
+    encode_alone: bool = False
     z_channels: int = 256
     codebook_size: int = 16384
     codebook_dim: int = 8
@@ -95,7 +99,7 @@ class VQGAN(nn.Module):
 
     def setup(self):
         c = self.config
-        self.encoder = Encoder(c)
+        self.encoder = SquareEncoder(c) if c.encode_alone else Encoder(c)
         self.decoder = Decoder(c)
         self.quantizer = Quantizer(
             c.codebook_size, c.codebook_dim, c.l2_normalize, c.commitment_weight, c.entropy_weight
@@ -192,6 +196,22 @@ class Encoder(nn.Module):
         x = _middle(x, c)
         x = nn.swish(_norm(c, "norm_out")(x))
         return _conv(c.z_channels, 3, c, name="conv_out")(x)
+
+
+class SquareEncoder(nn.Module):
+    """Each square of `downsampling` pixels by itself, through dense layers, to its latent."""
+
+    config: VQGANConfig
+
+    @nn.compact
+    def __call__(self, x: Float[AnyArray, "B H W 3"]) -> Float[Array, "B h w C"]:
+        c, side = self.config, self.config.downsampling
+        B, H, W, _ = x.shape
+        x = jnp.reshape(x, (B, H // side, side, W // side, side, 3)).swapaxes(2, 3)
+        x = x.reshape(B, H // side, W // side, -1)
+        for layer in range(1 + c.num_res_blocks):
+            x = nn.swish(nn.Dense(4 * c.z_channels, dtype=c.dtype, name=f"dense_{layer}")(x))
+        return nn.Dense(c.z_channels, dtype=c.dtype, name=f"dense_{1 + c.num_res_blocks}")(x)
 
 
 class Decoder(nn.Module):

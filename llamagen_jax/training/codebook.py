@@ -12,6 +12,7 @@ from clu import metrics
 # counts its initial zeros as codes and cannot take a larger batch; here it is global and exact.
 WINDOW = 65536
 ALARM_USAGE = 0.1
+RESTARTS = 16  # entries at most that a step moves
 
 
 def init_age(codebook_size: int) -> jax.Array:
@@ -37,6 +38,34 @@ def update_age(age: jax.Array, codes: jax.Array) -> jax.Array:
 def usage(age: jax.Array) -> jax.Array:
     """Share of the codebook among the last `WINDOW` codes, or among all when they were fewer."""
     return jnp.mean(age < WINDOW)
+
+
+def restart(
+    entries: jax.Array, age: jax.Array, latents: jax.Array, errors: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Moves entries that no code has named for `WINDOW` codes to where images are told worst.
+
+    A few at a time go to latents of the batch that are drawn without replacement in proportion to
+    the error of their pixels. Random restarts are Jukebox's (Dhariwal et al. 2020, section 3.1); it
+    draws evenly, which gives flat areas most of the codebook, and codes that differ in nothing are
+    what a generator cannot predict.
+
+    Args:
+      entries: float32 [K, E].
+      age: of `update_age`, after this batch.
+      latents: float32 [B, h, w, E], as they are compared with entries.
+      errors: float32 [B, h, w], at least 0, of the pixels that a latent stands for.
+
+    Returns:
+      The entries, and ages that are 0 for those that were moved.
+    """
+    latents, errors = latents.reshape(-1, latents.shape[-1]), errors.reshape(-1)
+    number = jnp.cumsum(age >= WINDOW) - 1
+    moved = (age >= WINDOW) & (number < RESTARTS)
+    # The largest of log-weights with Gumbel noise are such a draw.
+    _, drawn = jax.lax.top_k(jnp.log(errors) + jax.random.gumbel(key, errors.shape), RESTARTS)
+    entries = jnp.where(moved[:, None], latents[drawn[number % RESTARTS]], entries)
+    return entries, jnp.where(moved, 0, age)
 
 
 def collapse_warning(step: int, codes_seen: int, usage: float) -> str | None:

@@ -161,11 +161,14 @@ class TokenizerTraining(TrainConfig):
       evaluate: rFID of the held-out images.
       init_from: where the VQGAN's parameters are at the first step: anything that `zoo.load` opens;
         "" draws them. The discriminator and the optimisers start afresh in either case.
+      restart_codes: whether entries of the codebook that are long unused are moved to where they
+        are needed, see `codebook.restart`.
       discriminator: its sizes, or None without one; it is trained if `loss` gives it a weight.
     """
 
     model: VQGANConfig
     init_from: LocalPath
+    restart_codes: bool
     loss: TokenizerLossConfig
     discriminator: DiscriminatorConfig | None
 

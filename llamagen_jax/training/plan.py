@@ -28,7 +28,12 @@ _SCHEDULE = (
     "optimizer.warmup_steps",
 )
 # Without the one or with it, the state holds other arrays.
-_SWITCHES = ("optimizer.ema_decay", "loss.perceptual_weight", "loss.adversarial_weight")
+_SWITCHES = (
+    "optimizer.ema_decay",
+    "loss.perceptual_weight",
+    "loss.adversarial_weight",
+    "model.code_dropout",
+)
 
 
 class Change(NamedTuple):
@@ -59,6 +64,7 @@ _EFFECTS = {
     "attention": _ROUNDING,
     "remat": _ROUNDING,
     "init_from": _NOTHING,
+    "restart_codes": _Effect("changes what becomes of unused codes"),
     "optimizer.": _Effect("changes the optimizer's updates"),
     "loss.vgg16": _NOTHING,
     "loss.lpips_heads": _NOTHING,

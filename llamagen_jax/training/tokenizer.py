@@ -12,6 +12,7 @@ from clu import metrics
 from llamagen_jax import flops, losses, seeds, sharding, zoo
 from llamagen_jax.errors import InputError, naming
 from llamagen_jax.images import from_uint8
+from llamagen_jax.models.codebook import l2_normalize
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training import codebook
@@ -167,11 +168,13 @@ class _Training:
                 "commitment_loss": output.commitment_loss,
                 "entropy_loss": output.entropy_loss,
             }
-            return (output.reconstruction, sum(terms.values())), (terms, output.codes)
+            aux = terms, output.codes, output.prequant
+            return (output.reconstruction, sum(terms.values())), aux
 
         # Every other loss is one of the reconstruction: their gradients meet there, and a single
         # backward pass goes on from it.
-        (reconstruction, _), backward, (terms, codes) = jax.vjp(forward, state.params, has_aux=True)
+        (reconstruction, _), backward, aux = jax.vjp(forward, state.params, has_aux=True)
+        terms, codes, prequant = aux
         image_terms, image_grads = self._image_losses(state, images, reconstruction)
         terms |= image_terms
         discriminator, scalars = state.discriminator, {}
@@ -207,7 +210,23 @@ class _Training:
             **scalars,
         )
         state = apply_gradients(state, grads, self._optimizer, config.optimizer)
+        if config.restart_codes:
+            params, code_age = self._restart(
+                state, code_age, prequant, (reconstruction - images) ** 2
+            )
+            state = state.replace(params=params)
         return state.replace(code_age=code_age, discriminator=discriminator), step_metrics
+
+    def _restart(self, state: TokenizerState, age, prequant, errors) -> tuple[dict, jax.Array]:
+        B, h, w, _ = prequant.shape
+        patches = errors.reshape(B, h, errors.shape[1] // h, w, errors.shape[2] // w, -1)
+        latents = l2_normalize(prequant) if self._config.model.l2_normalize else prequant
+        key = jax.random.fold_in(seeds.key(self._config.seed), state.step)
+        quantizer = state.params["quantizer"]
+        entries, age = codebook.restart(
+            quantizer["codebook"], age, latents, jnp.mean(patches, axis=(2, 4, 5)), key
+        )
+        return state.params | {"quantizer": quantizer | {"codebook": entries}}, age
 
     def eval_step(self, params: dict, batch: dict) -> metrics.Collection:
         images = from_uint8(batch["image"])

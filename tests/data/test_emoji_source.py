@@ -90,6 +90,8 @@ def test_pictures_have_the_size_that_is_asked_for():
     assert pixels.min() < 100
     assert "label" not in source[0]
     assert len(source) == len(SPLITS["train"])
+    people = EmojiSource("people/40").emoji
+    assert people == tuple(emoji for emoji in source.emoji if emoji.tone)
     with pytest.raises(IndexError):
         source[len(source)]
 

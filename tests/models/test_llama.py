@@ -167,7 +167,7 @@ def test_dropped_captions_become_the_null_features_and_keep_their_mask():
 def test_code_dropout_leaves_out_whole_codes_in_training_alone():
     rates = {f"{kind}_dropout": 0.0 for kind in ("condition", "token", "residual", "ffn")}
     model, params = tiny.llama(
-        dataclasses.replace(tiny.LLAMA_CONFIG, **rates, code_dropout=0.4)  # pyright: ignore[reportArgumentType]
+        dataclasses.replace(tiny.LLAMA_CONFIG, **rates, code_dropout=0.8)  # pyright: ignore[reportArgumentType]
     )
     one, other = (jnp.tile(codes, (200, 1)) for codes in (_codes(1), _codes(1) + 1))
     labels, rngs = jnp.full(200, 1), {"dropout": jax.random.key(0)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from llamagen_jax.models.vqgan import ResBlock, VQGANConfig
+from llamagen_jax.models.vqgan import VQGAN, ResBlock, VQGANConfig
 
 IMAGES = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1, maxval=1)
 
@@ -99,6 +99,18 @@ def test_image_sides_must_be_divisible():
 def test_impossible_configs_name_the_field(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         VQGANConfig(**change)
+
+
+def test_squares_that_are_encoded_alone_have_codes_of_their_own_pixels():
+    config = dataclasses.replace(tiny.VQGAN_CONFIG, encode_alone=True)
+    side = config.downsampling
+    model, image = VQGAN(config), jax.random.uniform(jax.random.key(1), (1, 3 * side, 2 * side, 3))
+    params = model.init(jax.random.key(0), image)
+    encode = jax.jit(lambda x: model.apply(params, x).prequant)
+    whole = encode(image)
+    assert whole.shape[1:3] == (3, 2)
+    square = encode(image[:, 2 * side :, side:])
+    np.testing.assert_allclose(square[0, 0, 0], whole[0, 2, 1], atol=1e-5)
 
 
 def test_channels_are_normalised_in_groups():

@@ -4,9 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from llamagen_jax.training import codebook
+from llamagen_jax.images import from_uint8
+from llamagen_jax.models.vqgan import VQGAN
+from llamagen_jax.training import codebook, tokenizer
 from llamagen_jax.training.codebook import WINDOW
+from llamagen_jax.training.config import from_mapping
 
 
 @pytest.mark.parametrize("batch", [(3, 7, 5), (2, 64, 64), (5, 128, 128)])
@@ -47,3 +51,38 @@ def test_collapse_is_told_once_the_window_is_full():
     assert "model.entropy_weight" in told
     assert codebook.collapse_warning(7, WINDOW - 1, 0.05) is None
     assert codebook.collapse_warning(7, WINDOW, 0.1) is None
+
+
+def test_unused_entries_go_where_images_are_told_worst():
+    """A few at a time, and to other places than those that are told well; used ones stay."""
+    entries, latents = jnp.zeros((100, 2)), jnp.arange(200.0).reshape(1, 10, 10, 2)
+    age = jnp.full(100, WINDOW).at[:10].set(5)
+    errors = jnp.ones((1, 10, 10)).at[:, :5].set(0)
+    moved, new_age = jax.jit(codebook.restart)(entries, age, latents, errors, jax.random.key(0))
+    changed = np.any(moved != 0, axis=-1)
+    np.testing.assert_array_equal(changed, (np.arange(100) >= 10) & (np.arange(100) < 26))
+    np.testing.assert_array_equal(new_age, np.where(changed, 0, age))
+    taken = np.asarray(moved[changed])
+    assert len(np.unique(taken, axis=0)) == codebook.RESTARTS
+    assert np.isin(taken[:, 0], np.asarray(latents)[0, 5:, :, 0]).all()
+
+
+def test_training_restarts_unused_codes_where_it_is_told_to():
+    """By more than the optimiser's step, and to places that latents of the batch have."""
+    images = jax.random.bits(jax.random.key(1), (8, 16, 16, 3), jnp.uint8)
+    for restart_codes in (True, False):
+        config = from_mapping(tiny.tokenizer_config(restart_codes=restart_codes))
+        task = tokenizer.make_task(config)
+        before = jax.jit(task.init)()
+        after, _ = jax.jit(task.train_step)(before, {"image": images})
+        entries = [state.params["quantizer"]["codebook"] for state in (before, after)]
+        moved = np.abs(entries[1] - entries[0]).max(-1) > 10 * config.optimizer.learning_rate
+        unused = codebook.update_age(before.code_age, codes_of(before, images, config)) == WINDOW
+        expected = unused & (np.cumsum(unused) <= codebook.RESTARTS) & restart_codes
+        np.testing.assert_array_equal(moved, expected)
+
+
+def codes_of(state, images, config):
+    """The codes that a step sees."""
+    model = VQGAN(config.model)
+    return model.apply({"params": state.params}, from_uint8(images), method="encode")
