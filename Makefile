@@ -21,11 +21,13 @@ demo-emoji: .venv/demo-emoji
 docs: .venv/docs
 	$(SPHINX)
 
-serve: demo/generator/checkpoints .venv/serve
-	$(BIN)/python -m llamagen_jax.serve --generator demo/generator --port 0
+# Of another demo: make serve DEMO=demo_emoji
+DEMO = demo
+serve: $(DEMO)/generator/checkpoints .venv/serve
+	$(BIN)/python -m llamagen_jax.serve --generator $(DEMO)/generator --port 0
 
-demo/generator/checkpoints:
-	@echo "make serve shows the digits: run make demo first" >&2; exit 1
+$(DEMO)/generator/checkpoints:
+	@echo "make serve shows what a demo trained: run make $(subst _,-,$(DEMO)) first" >&2; exit 1
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -37,14 +39,14 @@ test: .venv/test
 
 nightly: .venv/test
 	$(BIN)/pytest -m slow
-	$(MAKE) demo demo-text
+	$(MAKE) demo demo-text demo-emoji
 
 # One stamp per extra, renewed when the requirements change.
 .venv/demo: EXTRA = demo
 .venv/demo-emoji: EXTRA = demo,text
 .venv/demo-text: EXTRA = demo,prepare,text
 .venv/docs: EXTRA = docs
-.venv/serve: EXTRA = serve
+.venv/serve: EXTRA = serve,text
 .venv/test: EXTRA = test
 .venv/demo .venv/demo-emoji .venv/demo-text .venv/docs .venv/serve .venv/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
