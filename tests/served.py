@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from llamagen_jax.generation import ImageGenerator, generate_images
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.serve.engine import Engine
-from llamagen_jax.serve.http import create_app
+from llamagen_jax.serve.http import create_app, make_server
 from llamagen_jax.serve.ray_serve import RayEngine
 
 CHROMIUM = shutil.which("chromium")
@@ -30,7 +29,7 @@ DRAWN = re.compile(r"\d images? in [\d.]+ s\.")
 def serving(engine: Engine | RayEngine) -> Iterator[str]:
     """The address, without a slash at its end, once images are drawn."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="error"))
+        server = make_server(create_app(engine))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -34,9 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Opens the models and serves; InputError says in one line what is wrong with `args`."""
     try:
-        import uvicorn
-
-        from llamagen_jax.serve.http import create_app
+        from llamagen_jax.serve.http import create_app, make_server
     except ImportError as error:
         raise InputError(
             f'serving needs {error.name}: pip install "llamagen_jax[serve]"'
@@ -71,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
             timeout=args.timeout,
             log_prompts=args.log_prompts,
         )
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        server = make_server(app)
         # Its own answer to these, from now on, and when it raises them again at its end.
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, server.handle_exit)

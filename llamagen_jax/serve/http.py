@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import prometheus_client
+import uvicorn
 from absl import logging
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
@@ -36,6 +37,9 @@ from llamagen_jax.serve.ray_serve import RayEngine
 from llamagen_jax.serve.requests import FullError, Picture, StoppedError
 
 _PAGE = Path(__file__).with_name("page")
+# Seconds. Longer than clients keep an idle connection (5 in httpx, 60 in most load balancers): a
+# server that closes first may do so while the client sends its next request, which then fails.
+_KEEP_ALIVE = 75
 
 
 def create_app(
@@ -111,6 +115,14 @@ def create_app(
         return await service.answer(request, service.read_edit)
 
     return app
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """The server of `create_app`'s application; `run(sockets=[...])` blocks until it is stopped."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_keep_alive=_KEEP_ALIVE
+    )
+    return uvicorn.Server(config)
 
 
 def _key_check(api_keys: Sequence[str]) -> Any:

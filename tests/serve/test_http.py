@@ -1,8 +1,10 @@
 """Images to generate, over HTTP."""
 
 import base64
+import http.client
 import io
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -46,6 +48,16 @@ def test_each_of_many_clients_gets_its_own_images(engine, client):
 
     with ThreadPoolExecutor(20) as clients:
         list(clients.map(ask, range(200)))
+
+
+def test_an_idle_connection_stays_open(address):
+    """For longer than httpx, which openai's client uses, keeps one by itself (5 s)."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    for idle in (6, 0):
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read()
+        time.sleep(idle)
+    connection.close()
 
 
 def test_images_of_a_request(engine, client):
