@@ -164,7 +164,7 @@ def _emoji() -> ConfigDict:
     config.update(
         tokenizer="demo_emoji/tokenizer",
         text_encoder="demo_emoji/t5",
-        sample={"guidance_scale": 2.0, "top_k": 0},
+        sample={"guidance_scale": 1.5, "top_k": 0, "top_p": 0.9},
     )
     config.data.update(
         train="demo_emoji/people_text",
@@ -178,5 +178,5 @@ def _emoji() -> ConfigDict:
         # Else the model knows an emoji by its first codes, and reads no names.
         code_dropout=0.5,
     )
-    config.optimizer.update(learning_rate=2e-3, weight_decay=0.1)
+    config.optimizer.weight_decay = 0.1
     return config

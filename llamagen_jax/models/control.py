@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped, UInt8
 
 from llamagen_jax.errors import InputError
-from llamagen_jax.models.layers import AnyArray, RMSNorm, dense
+from llamagen_jax.models.layers import AnyArray, RMSNorm, dense, squares
 from llamagen_jax.models.llama_config import CONTROL_HEAD_DIM, LlamaConfig
 from llamagen_jax.models.rope import rope_table, rotate
 
@@ -30,11 +30,9 @@ class ControlEncoder(nn.Module):
     def __call__(self, control: UInt8[AnyArray, "B H W 3"]) -> Float[Array, "B L C"]:
         """Tokens [B, L, C] in the compute dtype, of images uint8 [B, H, W, 3]."""
         c = self.config
-        (rows, columns), side = c.grid, c.control_patch
         # Black is not 0, so that patches without an edge know their places too.
-        pixels = control.astype(c.dtype) / 127.5 - 1
-        patches = pixels.reshape(-1, rows, side, columns, side, 3).swapaxes(2, 3)
-        patches = patches.reshape(len(control), c.code_length, -1)
+        pixels = jnp.asarray(control).astype(c.dtype) / 127.5 - 1
+        patches = squares(pixels, c.control_patch).reshape(len(control), c.code_length, -1)
         x = dense(c.control_dim, c.dtype, "patches")(patches)
         table = rope_table(
             c.grid,

@@ -45,6 +45,14 @@ def dense(features: int, dtype: str, name: str, weights: str = "float") -> nn.De
     )
 
 
+def squares(images: Shaped[Array, "B H W C"], side: int) -> Shaped[Array, "B h w values"]:
+    """The values of each square of side x side pixels, row by row; `side` divides H and W."""
+    B, H, W, C = images.shape
+    h, w = H // side, W // side
+    cut = images.reshape(B, h, side, w, side, C).swapaxes(2, 3)
+    return cut.reshape(B, h, w, side * side * C)
+
+
 def split_batch(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """Keeps the examples of x [B, ...] split over the mesh that is set, where they divide over it.
 

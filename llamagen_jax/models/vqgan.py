@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
 from llamagen_jax.models.codebook import Codebook, check_sides, check_sizes, l2_normalize
-from llamagen_jax.models.layers import AnyArray
+from llamagen_jax.models.layers import AnyArray, squares
 
 # PyTorch's default for convolutions: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -206,9 +206,7 @@ class SquareEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[AnyArray, "B H W 3"]) -> Float[Array, "B h w C"]:
         c, side = self.config, self.config.downsampling
-        B, H, W, _ = x.shape
-        x = jnp.reshape(x, (B, H // side, side, W // side, side, 3)).swapaxes(2, 3)
-        x = x.reshape(B, H // side, W // side, -1)
+        x = squares(jnp.asarray(x), side)
         for layer in range(1 + c.num_res_blocks):
             x = nn.swish(nn.Dense(4 * c.z_channels, dtype=c.dtype, name=f"dense_{layer}")(x))
         return nn.Dense(c.z_channels, dtype=c.dtype, name=f"dense_{1 + c.num_res_blocks}")(x)

@@ -60,11 +60,12 @@ def restart(
       The entries, and ages that are 0 for those that were moved.
     """
     latents, errors = latents.reshape(-1, latents.shape[-1]), errors.reshape(-1)
+    most = min(RESTARTS, errors.size)
     number = jnp.cumsum(age >= WINDOW) - 1
-    moved = (age >= WINDOW) & (number < RESTARTS)
+    moved = (age >= WINDOW) & (number < most)
     # The largest of log-weights with Gumbel noise are such a draw.
-    _, drawn = jax.lax.top_k(jnp.log(errors) + jax.random.gumbel(key, errors.shape), RESTARTS)
-    entries = jnp.where(moved[:, None], latents[drawn[number % RESTARTS]], entries)
+    _, drawn = jax.lax.top_k(jnp.log(errors) + jax.random.gumbel(key, errors.shape), most)
+    entries = jnp.where(moved[:, None], latents[drawn[number % most]], entries)
     return entries, jnp.where(moved, 0, age)
 
 

@@ -13,6 +13,7 @@ from llamagen_jax import flops, losses, seeds, sharding, zoo
 from llamagen_jax.errors import InputError, naming
 from llamagen_jax.images import from_uint8
 from llamagen_jax.models.codebook import l2_normalize
+from llamagen_jax.models.layers import squares
 from llamagen_jax.models.lpips import LPIPS
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.training import codebook
@@ -218,14 +219,11 @@ class _Training:
         return state.replace(code_age=code_age, discriminator=discriminator), step_metrics
 
     def _restart(self, state: TokenizerState, age, prequant, errors) -> tuple[dict, jax.Array]:
-        B, h, w, _ = prequant.shape
-        patches = errors.reshape(B, h, errors.shape[1] // h, w, errors.shape[2] // w, -1)
+        errors = jnp.mean(squares(errors, self._config.model.downsampling), axis=-1)
         latents = l2_normalize(prequant) if self._config.model.l2_normalize else prequant
         key = jax.random.fold_in(seeds.key(self._config.seed), state.step)
         quantizer = state.params["quantizer"]
-        entries, age = codebook.restart(
-            quantizer["codebook"], age, latents, jnp.mean(patches, axis=(2, 4, 5)), key
-        )
+        entries, age = codebook.restart(quantizer["codebook"], age, latents, errors, key)
         return state.params | {"quantizer": quantizer | {"codebook": entries}}, age
 
     def eval_step(self, params: dict, batch: dict) -> metrics.Collection:

@@ -67,6 +67,14 @@ def test_unused_entries_go_where_images_are_told_worst():
     assert np.isin(taken[:, 0], np.asarray(latents)[0, 5:, :, 0]).all()
 
 
+def test_a_small_batch_restarts_no_more_codes_than_it_has():
+    latents, age = jnp.ones((1, 2, 2, 3)), jnp.full(100, WINDOW)
+    _, age = codebook.restart(
+        jnp.zeros((100, 3)), age, latents, jnp.ones((1, 2, 2)), jax.random.key(0)
+    )
+    assert np.sum(age == 0) == 4
+
+
 def test_training_restarts_unused_codes_where_it_is_told_to():
     """By more than the optimiser's step, and to places that latents of the batch have."""
     images = jax.random.bits(jax.random.key(1), (8, 16, 16, 3), jnp.uint8)
