@@ -164,7 +164,7 @@ def _emoji() -> ConfigDict:
     config.update(
         tokenizer="demo_emoji/tokenizer",
         text_encoder="demo_emoji/t5",
-        sample={"guidance_scale": 1.5, "top_k": 0, "top_p": 0.9},
+        sample={"guidance_scale": 1.5, "top_k": 0},
     )
     config.data.update(
         train="demo_emoji/people_text",

@@ -145,6 +145,16 @@ def test_files_of_the_original_cannot_tell_groups(tmp_path, monkeypatch):
     assert not (tmp_path / "a.safetensors").exists()
 
 
+def test_an_export_keeps_what_a_user_of_the_model_needs(tmp_path, monkeypatch):
+    """The names of the classes, and whom to credit; not the plan of the training."""
+    params = convert.from_torch(golden_weights.state_dict(CLASS), CLASS)
+    needed = {"class_names": ["a", "b", "c"], "credit": "Drawn by others."}
+    export.write(tmp_path / "run", lg.Llama(CLASS), params, **needed, batch_size=8)
+    run(monkeypatch, tmp_path / "run", tmp_path / "export")
+    assert export.read(tmp_path / "export")[2] == needed
+    assert needed["credit"] in (tmp_path / "export/README.md").read_text()
+
+
 def test_an_existing_target_is_kept(tmp_path, monkeypatch):
     source = write_file(tmp_path / "a.safetensors", golden_weights.state_dict(TOKENIZER))
     for name in ("folder", "b.safetensors"):

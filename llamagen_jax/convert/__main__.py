@@ -132,7 +132,10 @@ def _convert(args: argparse.Namespace) -> None:
             zeros = {name: Tensor.of(np.zeros(shape, np.float32)) for name, shape in buffers}
             write_torch(dst, _tracked(tensor_views, bar) | zeros)
         else:
-            export.write_tensors_and_config(dst, config, _tracked(param_views, bar), {})
+            # Of a work folder's whole plan, what a user of the model needs.
+            recorded = export.recorded(str(src)) if src.is_dir() else {}
+            kept = {key: recorded[key] for key in ("class_names", "credit") if recorded.get(key)}
+            export.write_tensors_and_config(dst, config, _tracked(param_views, bar), kept)
     print(f"{dst}: {describe(config)}, {total / 1e6:.0f} MB")
 
 

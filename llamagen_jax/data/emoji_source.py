@@ -63,6 +63,11 @@ class EmojiSource:
 
     manifest = None
     class_names = ()
+    # In the words that https://openmoji.org/faq asks for.
+    credit = (
+        "All emojis designed by [OpenMoji](https://openmoji.org), the open-source emoji and icon "
+        "project. License: [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/)."
+    )
 
     def __init__(self, location: str):
         """Opens "SPLIT[/SIZE[/LANGUAGE]]", such as "train/64" or "train/64/de".

@@ -16,6 +16,10 @@ class DigitsSource:
     """
 
     manifest = None
+    credit = (
+        "E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, "
+        "UCI Machine Learning Repository (CC BY 4.0), https://doi.org/10.24432/C50P49."
+    )
 
     def __init__(self, split: str):
         """Raises InputError for another split, or without scikit-learn."""
@@ -63,6 +67,7 @@ class PhotosSource:
     """
 
     manifest = None
+    credit = ""
 
     # Those that are in scikit-image's wheel itself, without drawings and without the second
     # picture of the stereo pair, which shows what the first does.
@@ -128,6 +133,7 @@ class TfdsSource:
     """
 
     manifest = None
+    credit = ""
 
     def __init__(self, location: str):
         """Opens "NAME[/CONFIG][:VERSION]/SPLIT", such as "imagenet2012:5.1.0/train".

@@ -105,7 +105,8 @@ class Manifest:
     `image_size` is the side of the stored (or encoded) images in pixels, None if it varies;
     `code_shape` is (crops, L) where the records hold codes, L None if it varies; `crops` and
     `crop_range` tell of which crops they are, see `transforms.code_crops`. `text_encoder` is None
-    where they hold no features. `control` are the kinds of their control maps.
+    where they hold no features. `control` are the kinds of their control maps. `credit` is what
+    their authors want told wherever the images, or what was learned from them, are shown.
     """
 
     shards: tuple[Shard, ...]
@@ -117,6 +118,7 @@ class Manifest:
     crop_range: float | None = None
     text_encoder: TextEncoderId | None = None
     control: tuple[str, ...] = ()
+    credit: str = ""
     version: int = SCHEMA_VERSION
 
     @property
@@ -153,7 +155,7 @@ class Manifest:
             )
         try:
             tokenizer, code_shape = fields["tokenizer"], fields["code_shape"]
-            # Absent where an older writer knew no features, no control and only centre crops.
+            # Absent where an older writer knew no features, control or credit, and one crop alone.
             text_encoder = fields.get("text_encoder")
             return cls(
                 shards=tuple(Shard(**shard) for shard in fields["shards"]),
@@ -165,6 +167,7 @@ class Manifest:
                 crop_range=fields.get("crop_range"),
                 text_encoder=text_encoder and TextEncoderId(**text_encoder),
                 control=tuple(fields.get("control", ())),
+                credit=fields.get("credit", ""),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"'{path}' is damaged: write the dataset again") from error
@@ -189,6 +192,7 @@ def write_dataset(
     tokenizer: TokenizerId | None = None,
     code_shape: tuple[int, int | None] | None = None,
     text_encoder: TextEncoderId | None = None,
+    credit: str = "",
 ) -> Manifest:
     """Writes a dataset folder of `shard_size` records per shard and returns its manifest.
 
@@ -211,6 +215,7 @@ def write_dataset(
             tokenizer,
             code_shape,
             text_encoder=text_encoder,
+            credit=credit,
         )
         manifest.write(partial)
     return manifest

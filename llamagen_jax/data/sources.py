@@ -32,6 +32,11 @@ class Source(Protocol):
         ...
 
     @property
+    def credit(self) -> str:
+        """What must be told of the images' authors; "" where that is not known."""
+        ...
+
+    @property
     def manifest(self) -> Manifest | None:
         """What describes the records of a dataset folder; None for any other source."""
         ...
@@ -69,6 +74,7 @@ class ImageFolderSource:
     """
 
     manifest = None
+    credit = ""
 
     def __init__(self, folder: str | os.PathLike):
         """Raises InputError if the folder is missing or has no images."""
@@ -185,6 +191,7 @@ class ArrayRecordSource:
         self._folder = Path(folder)
         self.manifest = Manifest.read(self._folder)
         self.class_names = self.manifest.class_names
+        self.credit = self.manifest.credit
         self._shards = open_shards(self._folder, self.manifest)
         self._ends = list(itertools.accumulate(map(len, self._shards)))
 
@@ -228,6 +235,7 @@ class MixedCodesSource:
         self._sources = [ArrayRecordSource(folder) for folder in folders]
         self.manifest = self._sources[0].manifest
         self.class_names = self.manifest.class_names
+        self.credit = self.manifest.credit
         first = self.manifest.tokenizer
         for source in self._sources:
             made_by = source.manifest.tokenizer

@@ -51,6 +51,7 @@ class TarShardsSource:
 
     class_names: tuple[str, ...] = ()
     manifest = None
+    credit = ""
 
     def __init__(self, folder: str | os.PathLike):
         """Raises InputError if the folder is missing or has no shard that can be read."""

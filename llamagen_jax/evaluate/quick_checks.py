@@ -267,6 +267,10 @@ class _Spread:
         return self.source.class_names
 
     @property
+    def credit(self) -> str:
+        return self.source.credit
+
+    @property
     def manifest(self) -> Manifest | None:
         return self.source.manifest
 

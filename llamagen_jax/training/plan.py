@@ -1,7 +1,7 @@
 """What a run does otherwise when it goes on with another configuration.
 
-Plans are what config.json of a work folder holds: the configuration, nested, beside "class_names"
-and "records" of the training data.
+Plans are what config.json of a work folder holds: the configuration, nested, beside "class_names",
+"credit" and "records" of the training data.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ _FREE = (
     "sharding_rules",
     "data.eval",
     "record_offset",
+    "credit",
     "expected_loss",
     "evaluate.",
 )

@@ -106,5 +106,10 @@ def record_plan(folder: Path, task: OpenTask, step: int) -> int:
 
 def _plan(task: OpenTask) -> dict[str, Any]:
     """The configuration and what the order of the data depends on beside it, as JSON has them."""
-    data = {"class_names": task.source.class_names, "records": len(task.source)}
+    source = task.source
+    data = {
+        "class_names": source.class_names,
+        "credit": source.credit,
+        "records": len(source),
+    }
     return json.loads(json.dumps(dataclasses.asdict(task.config) | data))

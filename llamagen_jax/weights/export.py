@@ -1,11 +1,13 @@
-"""Export folders: a model's configuration and parameters in two files.
+"""Export folders: a model's configuration and parameters in two files, and a card for readers.
 
 `config.json` holds {"model": "Llama" or "VQGAN", "config": {fields of its config}, ...metadata}.
 `params.safetensors` holds the parameters under their '/'-joined path, such as
 "layers/attention/q/kernel", in the dtype they were given (https://huggingface.co/docs/safetensors).
+`README.md` tells what the model is, how to open it, and whom to credit for what it learned from.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from llamagen_jax.digests import read_json, write_json
 from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
-from llamagen_jax.weights.kinds import Config, Model, kind_of
+from llamagen_jax.weights.kinds import Config, Model, describe, kind_of
 from llamagen_jax.weights.torch_files import Tensor, open_safetensors, write_safetensors
 
 
@@ -27,7 +29,8 @@ def write(folder: str | os.PathLike, model: Model, params: Mapping, **metadata: 
       folder: must not exist yet.
       model: a `Llama` or `VQGAN`.
       params: its parameters, nested; leaves are numpy or jax arrays, fetched one at a time.
-      **metadata: JSON values stored beside the configuration, such as class_names=[...].
+      **metadata: JSON values stored beside the configuration, such as class_names=[...]; the card
+        repeats credit="...", which may be Markdown.
 
     Raises:
       InputError: `folder` exists.
@@ -48,6 +51,35 @@ def write_tensors_and_config(
         partial.mkdir()
         write_json(partial / "config.json", {**described, **metadata})
         write_safetensors(partial / "params.safetensors", tensors)
+        card = _card(Path(folder).name, config, tensors, metadata.get("credit", ""))
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def _card(name: str, config: Config, tensors: Mapping[str, Tensor], credit: str) -> str:
+    """Markdown, with the header that the Hugging Face Hub reads."""
+    count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    how = f'import llamagen_jax as lg\n\nmodel, params = lg.load("{name}")'
+    card = f"""---
+library_name: llamagen_jax
+tags: [llamagen, jax, flax]
+---
+# {name}
+
+A {describe(config)} of {count / 1e6:.3g} million parameters, for
+[LlamaGen](https://arxiv.org/abs/2406.06525) in JAX.
+
+```python
+{how}
+```
+"""
+    if kind_of(config).role == "generator":
+        card += f"""
+Images are drawn by `llamagen-sample --generator {name} --tokenizer TOKENIZER`, where TOKENIZER is
+the one whose codes it was trained on.
+"""
+    return card + (
+        f"\n## Credit\n\nIt learned from the work of others. {credit}\n" if credit else ""
+    )
 
 
 def read(folder: str | os.PathLike) -> tuple[str, dict, dict, dict]:

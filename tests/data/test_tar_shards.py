@@ -249,6 +249,7 @@ def test_packing_arrays(tmp_path):
     packed, digits = ArrayRecordSource(out), open_source("digits", "test")
     assert len(packed) == len(digits)
     assert packed.class_names == digits.class_names
+    assert packed.credit == digits.credit
     image = np.asarray(Image.open(io.BytesIO(packed[9]["image"])))
     np.testing.assert_array_equal(image, digits[9]["image"])
     assert packed[9]["label"] == digits[9]["label"]

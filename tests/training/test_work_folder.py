@@ -15,6 +15,7 @@ from llamagen_jax.training.config import from_mapping
 
 class Source:
     class_names = ("a", "b")
+    credit = "Drawn by others."
 
     def __init__(self, count):
         self._count = count

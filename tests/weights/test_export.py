@@ -43,6 +43,18 @@ def test_what_is_written_is_read_back(folder):
         np.testing.assert_array_equal(leaf, expected, strict=True)
 
 
+def test_a_card_tells_what_the_model_is_and_whom_to_credit(tmp_path):
+    for credit in ("Drawn by others (CC BY 4.0).", ""):
+        folder = tmp_path / f"model{len(credit)}"
+        export.write(folder, Llama(LlamaConfig()), PARAMS, credit=credit)
+        card = (folder / "README.md").read_text()
+        assert card.startswith("---\nlibrary_name: llamagen_jax\n")
+        assert f'lg.load("{folder.name}")' in card
+        assert "class-conditional transformer of 3.1e-05 million" in card
+        assert ("## Credit" in card) == bool(credit)
+        assert credit in card
+
+
 def test_tuples_in_a_config_survive_json(tmp_path):
     config = VQGANConfig(channel_multipliers=(1, 2))
     export.write(tmp_path / "tokenizer", VQGAN(config), PARAMS)

@@ -31,6 +31,7 @@ class WithControl:
         self._source = source
         self._folders = {kind: Path(folder) for kind, folder in folders.items()}
         self.class_names = source.class_names
+        self.credit = source.credit
 
     def __len__(self) -> int:
         return len(self._source)

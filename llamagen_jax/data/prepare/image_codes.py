@@ -113,6 +113,7 @@ def codes_extraction(
             crops=crops,
             crop_range=crop_range,
             control=(*control, *dict(control_maps)),
+            credit=source.credit,
         ),
         batch_size=batch_size,
         shard_size=shard_size,

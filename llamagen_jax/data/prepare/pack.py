@@ -30,7 +30,12 @@ def pack_source(kind: str, location: str, output: str, *, captions: list[str]) -
       InputError: a path is wrong, or nothing can be packed.
     """
     source = open_source(kind, location)
-    manifest = write_dataset(output, _records(source, captions), class_names=source.class_names)
+    manifest = write_dataset(
+        output,
+        _records(source, captions),
+        class_names=source.class_names,
+        credit=source.credit,
+    )
     count = sum(shard.records for shard in manifest.shards)
     print(f"wrote {count} images to {output}; skipped {len(source) - count}")
     return manifest

@@ -17,7 +17,7 @@ from llamagen_jax import zoo
 from llamagen_jax.data import transforms
 from llamagen_jax.data.prepare import __main__ as prepare
 from llamagen_jax.data.records import Manifest, write_dataset
-from llamagen_jax.data.sources import ArrayRecordSource
+from llamagen_jax.data.sources import ArrayRecordSource, ImageFolderSource
 from llamagen_jax.images import from_uint8, to_uint8
 from llamagen_jax.models.vqgan import VQGAN
 from llamagen_jax.weights import export
@@ -223,7 +223,8 @@ def codes_command(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["center", "center-flip", "ten-crop"])
-def test_codes_to_train_on(codes_command, tmp_path, capsys, kind):
+def test_codes_to_train_on(codes_command, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.setattr(ImageFolderSource, "credit", "Drawn by others.")
     crops, crop_range = {
         "center": (1, None),
         "center-flip": (2, None),
@@ -234,6 +235,7 @@ def test_codes_to_train_on(codes_command, tmp_path, capsys, kind):
     assert "skipped 1" in told
     manifest = Manifest.read(tmp_path / "codes")
     assert manifest.class_names == ("cat", "dog")
+    assert manifest.credit == "Drawn by others."
     assert (manifest.image_size, manifest.code_shape) == (16, (crops, 4))
     assert (manifest.crops, manifest.crop_range) == (kind, crop_range)
     assert manifest.tokenizer.sha256 == weights_hash(PARAMS)
