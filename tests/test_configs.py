@@ -85,7 +85,7 @@ def test_every_config_takes_a_step_at_a_tiny_size(config):
         values["model"]["grids"] = ((4, 4), (2, 6))
     task = make_task(from_mapping(values))
     batch = {name: np.zeros((2, *leaf.shape), leaf.dtype) for name, leaf in task.example.items()}
-    state, metrics = jax.jit(task.train_step)(task.init(), batch)
+    state, metrics = jax.jit(task.train_step)(jax.jit(task.init)(), batch)
     assert state.step == 1
     assert np.isfinite(metrics.loss.compute())
 

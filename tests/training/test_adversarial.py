@@ -178,7 +178,7 @@ def test_perceptual_loss_of_a_part_of_the_batch(monkeypatch):
     task = tokenizer.make_task(adversarial_config(loss__adversarial_weight=0.0, **changes))
     images = np.full((8, 8, 8, 3), 255, np.uint8)
     images[[0, 4]] = 0
-    _, metrics = jax.jit(task.train_step)(task.init(), {"image": images})
+    _, metrics = jax.jit(task.train_step)(jax.jit(task.init)(), {"image": images})
     np.testing.assert_allclose(metrics.compute()["perceptual_loss"], -0.5)
 
 
