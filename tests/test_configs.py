@@ -35,7 +35,6 @@ CONFIGS = (
     "vqgan.py:VQ-8",
     "vqgan.py:finetune",
     "vqgan.py:scenes",
-    "vqgan.py:scenes-finetune",
     "vqgan.py:emoji",
 )
 
@@ -50,7 +49,6 @@ LIKE_ANOTHER = (
     "t2i.py:scenes-aspects",
     "vqgan.py:VQ-8",
     "vqgan.py:finetune",
-    "vqgan.py:scenes-finetune",
 )
 
 

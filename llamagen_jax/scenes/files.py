@@ -21,7 +21,14 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.files import staged
 from llamagen_jax.images import save_png
 from llamagen_jax.parquet import import_extra, parquet_files
-from llamagen_jax.scenes.world import Scene, captions, held_out_prompts, random_scene, render
+from llamagen_jax.scenes.world import (
+    Scene,
+    captions,
+    held_out_prompts,
+    random_scene,
+    render,
+    scattered,
+)
 
 _URL = re.compile(r"https://scenes\.example/(train|held-out)/(\d+)/(\d+)\.jpg")
 _DEFECTS = ("url", "size", "aesthetic", "watermark", "similarity", "duplicate")
@@ -95,7 +102,14 @@ def _scene_and_captions(split: str, seed: int, number: int) -> tuple[Scene, dict
     return scene, captions(scene, rng)
 
 
-def render_shards(metadata: str, output: str, *, image_size: int, shard_size: int = 10_000) -> None:
+def render_shards(
+    metadata: str,
+    output: str,
+    *,
+    image_size: int,
+    shard_size: int = 10_000,
+    scatter: bool = False,
+) -> None:
     """Draws the scenes of a list of rows into tar shards like those of img2dataset.
 
     An image has its row's aspect ratio, and the shorter side `image_size`, or its row's where that
@@ -106,6 +120,7 @@ def render_shards(metadata: str, output: str, *, image_size: int, shard_size: in
     Args:
       metadata: what `write_metadata` or `filter` of it wrote.
       output: folder to write, which appears when it is complete.
+      scatter: move things by chance (`world.scattered`).
 
     Raises:
       InputError: a path or size is wrong, or the metadata are not of scenes.
@@ -121,18 +136,21 @@ def render_shards(metadata: str, output: str, *, image_size: int, shard_size: in
         for shard, first in enumerate(range(0, len(scenes), shard_size)):
             with tarfile.open(partial / f"{shard:05d}.tar", "w") as tar:
                 for number, (match, row) in enumerate(scenes[first : first + shard_size]):
-                    _add_sample(tar, f"{shard:05d}{number:04d}", match, row, image_size)
+                    _add_sample(tar, f"{shard:05d}{number:04d}", match, row, image_size, scatter)
                     bar.update()
     print(f"wrote {len(scenes)} images to {output}; skipped {len(rows) - len(scenes)}")
 
 
-def write_prompts(output: str, *, count: int, seed: int, drawings: str | None = None) -> None:
+def write_prompts(
+    output: str, *, count: int, seed: int, drawings: str | None = None, scatter: bool = False
+) -> None:
     """Writes a text file of different captions of held-out scenes, one per line.
 
     They are those of `scenes.held_out_prompts`, which also tells the scenes.
 
     Args:
       drawings: folder to write, of a PNG file of 64 x 64 px for each scene; None for none.
+      scatter: move the things in these by chance (`world.scattered`).
 
     Raises:
       InputError: the count is impossible, or an output exists or cannot be written.
@@ -147,7 +165,8 @@ def write_prompts(output: str, *, count: int, seed: int, drawings: str | None = 
             with staged(drawings) as folder:
                 folder.mkdir()
                 for number, prompt in enumerate(prompts):
-                    save_png(folder / f"{number:04d}.png", render(prompt.scene, _DRAWING))
+                    scene = _scattered(prompt.scene, seed, number) if scatter else prompt.scene
+                    save_png(folder / f"{number:04d}.png", render(scene, _DRAWING))
     print(f"wrote {count} prompts to {output}")
 
 
@@ -169,11 +188,13 @@ def read_rows(metadata: str, *columns: str) -> list[tuple]:
 
 
 def _add_sample(
-    tar: tarfile.TarFile, key: str, match: re.Match, row: tuple, image_size: int
+    tar: tarfile.TarFile, key: str, match: re.Match, row: tuple, image_size: int, scatter: bool
 ) -> None:
     url, text, width, height, long, short = row
     split, seed, number = match.groups()
     scene, _ = _scene_and_captions(split, int(seed), int(number))
+    if scatter:
+        scene = _scattered(scene, int(seed), int(number))
     shorter = min(width, height)
     scale = min(image_size, shorter) / shorter
     width, height = round(width * scale), round(height * scale)
@@ -194,6 +215,10 @@ def _add_sample(
         info = tarfile.TarInfo(f"{key}.{suffix}")
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
+
+
+def _scattered(scene: Scene, seed: int, number: int) -> Scene:
+    return scattered(scene, np.random.default_rng((seed, number, 3)))
 
 
 def add_scenes_arguments(parser: argparse.ArgumentParser) -> None:
@@ -235,6 +260,7 @@ def add_prompts_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="write the scenes too, as 64x64 px PNG files",
     )
+    _add_scatter(parser)
 
 
 def add_render_arguments(parser: argparse.ArgumentParser) -> None:
@@ -251,4 +277,13 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shard-size", type=commands.whole, default=10_000, help="images per shard (10000)"
+    )
+    _add_scatter(parser)
+
+
+def _add_scatter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scatter",
+        action="store_true",
+        help="move things by chance where they have room, by an eighth of the shorter side",
     )

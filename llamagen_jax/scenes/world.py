@@ -49,18 +49,25 @@ _POSITIONS = {
 _PLACES = {"left of": ("on the left", "on the right"), "above": ("at the top", "at the bottom")}
 _CORNERS = list(itertools.product((0.25, 0.75), repeat=2))
 _NUMBERS = {2: "two", 3: "three"}
+# How far things are scattered, of the shorter side: one of 8 patches, for the same reason.
+_STEP = 1 / 8
 _SUPERSAMPLING = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One shape; `x` and `y` of its centre are fractions of the image's width and height."""
+    """One shape; `x` and `y` of its centre are fractions of the image's width and height.
+
+    `dx` and `dy` are added to them, as fractions of the shorter side.
+    """
 
     shape: str
     color: str
     size: str
     x: float
     y: float
+    dx: float = 0.0
+    dy: float = 0.0
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -137,6 +144,20 @@ def _size(rng: np.random.Generator) -> str:
 
 def _thing(shape: str, color: str, size: str, x: float, y: float) -> Thing:
     return Thing(str(shape), str(color), size, float(x), float(y))
+
+
+def scattered(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with things moved where they have room; its captions stay true.
+
+    In either direction in which a thing lies in the middle, it goes back or forth by `_STEP`, or
+    stays, each in a third of all cases.
+    """
+
+    def step(place: float) -> float:
+        return float(rng.choice((-_STEP, 0, _STEP))) if place == 0.5 else 0.0
+
+    moved = (dataclasses.replace(t, dx=step(t.x), dy=step(t.y)) for t in scene.things)
+    return dataclasses.replace(scene, things=tuple(moved))
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
@@ -237,7 +258,9 @@ def render(scene: Scene, size: int | tuple[int, int]) -> np.ndarray:
     image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
-        x, y, r = thing.x * width, thing.y * height, SIZES[thing.size] * min(height, width)
+        side = min(height, width)
+        x, y = thing.x * width + thing.dx * side, thing.y * height + thing.dy * side
+        r = SIZES[thing.size] * side
         color = COLORS[thing.color]
         if thing.shape == "circle":
             draw.ellipse((x - r, y - r, x + r, y + r), fill=color)

@@ -26,6 +26,7 @@ from llamagen_jax.scenes.world import (
     held_out_prompts,
     random_scene,
     render,
+    scattered,
 )
 from llamagen_jax.text.encoder import TextEncoder
 from llamagen_jax.text.prompts import read_prompts
@@ -94,6 +95,16 @@ def told(caption):
     relation = re.search("|".join(INVERSE), caption)
     count = {"two": 2, "three": 3}.get(next(iter(re.findall("two|three", caption)), ""), 1)
     return things * count, relation and relation.group()
+
+
+@pytest.mark.parametrize("size", [64, (64, 96), (96, 64)])
+def test_scattered_things_are_told_by_the_same_captions(size):
+    rng = np.random.default_rng(0)
+    plain = [*scenes(150), *scenes(150, held_out=True)]
+    moved = [scattered(scene, rng) for scene in plain]
+    assert scene_check.score(np.stack([render(s, size) for s in moved]), plain) == (1, 1)
+    steps = {(thing.x, thing.dx * 64) for scene in moved for thing in scene.things}
+    assert steps == {(0.5, -8), (0.5, 0), (0.5, 8), (0.25, 0), (0.75, 0)}
 
 
 def test_captions_are_true():
@@ -223,21 +234,33 @@ def test_scenes_of_several_sizes(tmp_path):
 
 
 def test_prompts_of_held_out_scenes_are_written_and_drawn(tmp_path):
-    drawings = tmp_path / "drawings"
-    run(
-        "scene-prompts",
-        tmp_path / "prompts.txt",
-        "--count",
-        20,
-        "--seed",
-        5,
-        "--drawings",
-        drawings,
-    )
     prompts = held_out_prompts(20, 5)
-    assert read_prompts(tmp_path / "prompts.txt") == [prompt.caption for prompt in prompts]
-    for path, prompt in zip(sorted(drawings.iterdir()), prompts, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(path)), render(prompt.scene, 64))
+    moved = {}
+    for scatter in ("", "--scatter"):
+        text, drawings = tmp_path / f"prompts{scatter}.txt", tmp_path / f"drawings{scatter}"
+        options = ("--count", 20, "--seed", 5, "--drawings", drawings, *filter(None, [scatter]))
+        run("scene-prompts", text, *options)
+        assert read_prompts(text) == [prompt.caption for prompt in prompts]
+        images = np.stack([np.asarray(Image.open(path)) for path in sorted(drawings.iterdir())])
+        assert scene_check.score(images, [prompt.scene for prompt in prompts]) == (1, 1)
+        plain = np.stack([render(prompt.scene, 64) for prompt in prompts])
+        moved[scatter] = np.any(images != plain, axis=(1, 2, 3)).mean()
+    assert moved[""] == 0
+    assert moved["--scatter"] > 0.5
+
+
+def test_shards_of_scattered_scenes(tmp_path):
+    run("scenes", tmp_path / "rows.parquet", "--count", 60)
+    shards = []
+    for number, options in enumerate(((), ("--scatter",), ("--scatter",))):
+        folder = tmp_path / f"shards{number}"
+        run("render", tmp_path / "rows.parquet", folder, "--image-size", 32, *options)
+        shards.append(list(TarShardsSource(folder)))
+    plain, moved, again = shards
+    assert moved == again
+    assert [record["captions"] for record in plain] == [record["captions"] for record in moved]
+    differ = [a["image"] != b["image"] for a, b in zip(plain, moved, strict=True)]
+    assert 0.5 < np.mean(differ) < 1
 
 
 def test_random_encoder_tells_what_stands_beside_a_shape(tmp_path):
