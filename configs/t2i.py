@@ -108,11 +108,11 @@ def _scenes_stage2() -> ConfigDict:
 
 
 def _scenes_aspects() -> ConfigDict:
-    config: Any = _scenes_stage("aspects", 64, steps=3000)
-    config.init_from = "demo_control/stage1"
+    config: Any = _scenes_stage("aspects", 64, steps=4500)
     config.update(tokenizer="demo_control/tokenizer", text_encoder="demo_control/t5")
     config.data.update(train="demo_control/sizes_train", eval="demo_control/sizes_val")
-    config.model.grids = ((8, 8), (8, 12), (12, 8))
+    # What is left out of a thing's codes has to be read off the caption.
+    config.model.update(grids=((8, 8), (8, 12), (12, 8)), code_dropout=0.5)
     return config
 
 

@@ -3,9 +3,9 @@
 Variants: "VQ-16" and "VQ-8", trained on ImageNet at 256 px, and "finetune", VQ-16 from its
 released weights on other images. `weights/` must hold the two files of LPIPS, see
 `llamagen_jax.weights.lpips`. "scenes" is a tiny one for the rendered scenes, without LPIPS and
-discriminator: 64 px to 8x8 codes (`make demo-text`, `make demo-control`). "emoji" is one with
-LPIPS: 48 px of OpenMoji's pictures to 12x12 codes (`make demo-emoji`). The encoders of both see the
-square of pixels of each code alone.
+discriminator: 64 px to 8x8 codes, and "scenes-finetune" goes on from it (`make demo-text`).
+"scenes-alone" encodes the square of each code alone (`make demo-control`), as does "emoji", with
+LPIPS: 48 px of OpenMoji's pictures to 12x12 codes (`make demo-emoji`).
 """
 
 import dataclasses
@@ -28,6 +28,8 @@ def get_config(variant: str = "") -> ConfigDict:
         "VQ-8": lambda: _paper("VQ-8"),
         "finetune": _finetune,
         "scenes": _scenes,
+        "scenes-finetune": _scenes_finetune,
+        "scenes-alone": _scenes_alone,
         "emoji": _emoji,
     }
     return common.choose(__file__, variant, variants)()
@@ -77,7 +79,7 @@ def _finetune() -> ConfigDict:
 def _scenes() -> ConfigDict:
     return common.tokenizer(
         batch_size=16,
-        steps=600,
+        steps=800,
         log_every=50,
         eval_every=200,
         sample_every=200,
@@ -89,20 +91,42 @@ def _scenes() -> ConfigDict:
             "image_size": 64,
         },
         model={
-            "base_channels": 16,
-            "channel_multipliers": (1, 2, 4, 4),
+            "base_channels": 32,
+            "channel_multipliers": (1, 1, 2, 2),
             "num_res_blocks": 1,
-            "attention": "none",
-            "norm_groups": 4,
             "z_channels": 64,
             "codebook_size": 512,
-            # A small generator learns codes best that tell their own patch and nothing of others.
-            "encode_alone": True,
+            "entropy_weight": 0.003,
         },
-        # Else most of the codebook stays unused: nearly all patches are white.
-        restart_codes=True,
         optimizer={"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 20},
     )
+
+
+def _scenes_finetune() -> ConfigDict:
+    # Once the entropy term has brought most codes into use, latents are to keep to theirs: a small
+    # generator learns codes best that tell their own patch and nothing of the others.
+    config: Any = _scenes()
+    config.init_from = "demo_text/tokenizer_base"
+    config.steps = 300
+    config.update(eval_every=100, sample_every=100, checkpoint_every=100)
+    config.model.update(entropy_weight=0.0, commitment_weight=1.0)
+    return config
+
+
+def _scenes_alone() -> ConfigDict:
+    config: Any = _scenes()
+    config.update(steps=600, restart_codes=True)
+    config.data.update(train="demo_control/shards_train", eval="demo_control/shards_val")
+    config.model.update(
+        base_channels=16,
+        channel_multipliers=(1, 2, 4, 4),
+        attention="none",
+        norm_groups=4,
+        entropy_weight=0.0,
+        # A code has its own square to tell and nothing of others: one run of fewer steps will do.
+        encode_alone=True,
+    )
+    return config
 
 
 def _emoji() -> ConfigDict:

@@ -28,8 +28,6 @@ def main() -> None:
 def stages() -> dict[str, list[str]]:
     """Stage name -> commands, as typed after `python`."""
     sizes = " ".join(SIZES)
-    shards = f"--config.data.train={FOLDER}/shards_train --config.data.eval={FOLDER}/shards_val"
-    tokenizer = f"{FOLDER}/tokenizer"
     prompts = f"--prompt-file {FOLDER}/prompts.txt --batch-size 100"
     prompts += " --guidance-scale 1.4 --top-k 0 --top-p 0.9"
     by_control = f"sample.py --generator {FOLDER}/control {prompts}"
@@ -38,19 +36,13 @@ def stages() -> dict[str, list[str]]:
             FOLDER, f" --sizes {sizes}", f" --drawings {FOLDER}/drawings --scatter", " --scatter"
         ),
         "train the tokenizer": [
-            f"train.py --config=configs/vqgan.py:scenes --workdir={tokenizer} {shards}"
+            f"train.py --config=configs/vqgan.py:scenes-alone --workdir={FOLDER}/tokenizer"
         ],
         "draw the text encoder": [f"{_PREPARE} scene-encoder {FOLDER}/kept_train {FOLDER}/t5"],
-        "extract codes and features of squares": extraction(FOLDER, "stage1", "--image-size 32"),
-        "train on squares of 32 px": [
-            f"train.py --config=configs/t2i.py:scenes-stage1 --workdir={FOLDER}/stage1"
-            f" --config.data.train={FOLDER}/stage1_train --config.data.eval={FOLDER}/stage1_val"
-            f" --config.tokenizer={tokenizer} --config.text_encoder={FOLDER}/t5"
-        ],
-        "extract codes and features of all sizes, and edges": extraction(
+        "extract codes and features, and edges": extraction(
             FOLDER, "sizes", f"--sizes {sizes} --control canny"
         ),
-        "train on all sizes": [
+        "train the generator": [
             f"train.py --config=configs/t2i.py:scenes-aspects --workdir={FOLDER}/base"
         ],
         "train control": [

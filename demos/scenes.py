@@ -45,7 +45,8 @@ def stages() -> dict[str, list[str]]:
     return {
         "render captioned scenes, filter them": rendering(FOLDER),
         "train the tokenizer": [
-            f"train.py --config=configs/vqgan.py:scenes --workdir={FOLDER}/tokenizer"
+            f"train.py --config=configs/vqgan.py:scenes --workdir={FOLDER}/tokenizer_base",
+            f"train.py --config=configs/vqgan.py:scenes-finetune --workdir={FOLDER}/tokenizer",
         ],
         "draw the text encoder": [f"{_PREPARE} scene-encoder {FOLDER}/kept_train {FOLDER}/t5"],
         "extract codes and features of stage 1": extraction(FOLDER, "stage1", "--image-size 32"),
@@ -82,11 +83,11 @@ def stages() -> dict[str, list[str]]:
     }
 
 
-def rendering(folder: Path, scenes: str = "", prompts: str = "", drawings: str = "") -> list[str]:
+def rendering(folder: Path, scenes: str = "", prompts: str = "", images: str = "") -> list[str]:
     """Commands that write shards of scenes to train on, of held-out ones, and prompts of these.
 
     Args:
-      scenes, prompts, drawings: more options of the commands that write them.
+      scenes, prompts, images: more options of the commands that write them.
     """
     return [
         f"{_PREPARE} scenes {folder}/train.parquet --count 12000 --seed 1{scenes}",
@@ -98,7 +99,7 @@ def rendering(folder: Path, scenes: str = "", prompts: str = "", drawings: str =
             for split in ("train", "val")
             for command in (
                 f"{_PREPARE} filter {folder}/{split}.parquet {folder}/kept_{split}",
-                f"{_PREPARE} render {folder}/kept_{split} {folder}/shards_{split}{drawings}",
+                f"{_PREPARE} render {folder}/kept_{split} {folder}/shards_{split}{images}",
             )
         ),
     ]

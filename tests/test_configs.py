@@ -35,6 +35,10 @@ CONFIGS = (
     "vqgan.py:VQ-8",
     "vqgan.py:finetune",
     "vqgan.py:scenes",
+    "vqgan.py:scenes-alone",
+    "vqgan.py:scenes-finetune",
+    "vqgan.py:scenes-alone",
+    "vqgan.py:scenes-finetune",
     "vqgan.py:emoji",
 )
 
@@ -49,6 +53,8 @@ LIKE_ANOTHER = (
     "t2i.py:scenes-aspects",
     "vqgan.py:VQ-8",
     "vqgan.py:finetune",
+    "vqgan.py:scenes-alone",
+    "vqgan.py:scenes-finetune",
 )
 
 

@@ -147,16 +147,16 @@ def _thing(shape: str, color: str, size: str, x: float, y: float) -> Thing:
 
 
 def scattered(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with things moved where they have room; its captions stay true.
+    """The scene with its things moved together where they have room; its captions stay true.
 
-    In either direction in which a thing lies in the middle, it goes back or forth by `_STEP`, or
-    stays, each in a third of all cases.
+    In either direction in which all of them lie in the middle, they go back or forth by `_STEP`, or
+    stay, each in a third of all cases.
     """
-
-    def step(place: float) -> float:
-        return float(rng.choice((-_STEP, 0, _STEP))) if place == 0.5 else 0.0
-
-    moved = (dataclasses.replace(t, dx=step(t.x), dy=step(t.y)) for t in scene.things)
+    dx, dy = (
+        float(rng.choice((-_STEP, 0, _STEP))) if set(places) == {0.5} else 0.0
+        for places in zip(*((thing.x, thing.y) for thing in scene.things), strict=True)
+    )
+    moved = (dataclasses.replace(thing, dx=dx, dy=dy) for thing in scene.things)
     return dataclasses.replace(scene, things=tuple(moved))
 
 

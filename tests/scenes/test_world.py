@@ -260,7 +260,7 @@ def test_shards_of_scattered_scenes(tmp_path):
     assert moved == again
     assert [record["captions"] for record in plain] == [record["captions"] for record in moved]
     differ = [a["image"] != b["image"] for a, b in zip(plain, moved, strict=True)]
-    assert 0.5 < np.mean(differ) < 1
+    assert 0.3 < np.mean(differ) < 0.8
 
 
 def test_random_encoder_tells_what_stands_beside_a_shape(tmp_path):
