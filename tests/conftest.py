@@ -22,7 +22,7 @@ def pytest_configure(config):
     if config.option.markexpr != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
         # Most programs run once or twice here: compiling them lightly saves a fifth of the time.
-        light = "--xla_backend_optimization_level=0"
+        light = "--xla_backend_optimization_level=1"
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {light}"
 
 
