@@ -108,7 +108,7 @@ def _scenes_stage2() -> ConfigDict:
 
 
 def _scenes_aspects() -> ConfigDict:
-    config: Any = _scenes_stage("aspects", 64, steps=4500)
+    config: Any = _scenes_stage("aspects", 64, steps=4000)
     config.update(tokenizer="demo_control/tokenizer", text_encoder="demo_control/t5")
     config.data.update(train="demo_control/sizes_train", eval="demo_control/sizes_val")
     # What is left out of a thing's codes has to be read off the caption.
