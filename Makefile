@@ -39,7 +39,7 @@ test: .venv/test
 
 nightly: .venv/test
 	$(BIN)/pytest -m slow
-	$(MAKE) demo demo-text demo-emoji
+	$(MAKE) demo demo-text demo-control demo-emoji
 
 # One stamp per extra, renewed when the requirements change.
 .venv/demo: EXTRA = demo
