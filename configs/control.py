@@ -33,7 +33,7 @@ def _t2i() -> ConfigDict:
 def _scenes() -> ConfigDict:
     config: Any = t2i.get_config("scenes-aspects")
     # Without control it draws as before, since the generator's own weights are not trained.
-    config.update(init_from="demo_control/base", trained="^control_", steps=400)
+    config.update(init_from="demo_control/base", trained="^control_", steps=400, expected_loss=())
     config.data.control = ("canny",)
     config.model.update(control_layers=2, control_dim=128, control_patch=8)
     config.optimizer.learning_rate = 1e-3

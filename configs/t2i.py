@@ -111,6 +111,7 @@ def _scenes_aspects() -> ConfigDict:
     config: Any = _scenes_stage("aspects", 64, steps=4000)
     config.update(tokenizer="demo_control/tokenizer", text_encoder="demo_control/t5")
     config.data.update(train="demo_control/sizes_train", eval="demo_control/sizes_val")
+    config.expected_loss = ((500, 0.22, 0.45), (2000, 0.08, 0.16), (4000, 0.03, 0.07))
     # What is left out of a thing's codes has to be read off the caption.
     config.model.update(grids=((8, 8), (8, 12), (12, 8)), code_dropout=0.5)
     return config
