@@ -63,9 +63,7 @@ def stages() -> dict[str, list[str]]:
 
 def measure() -> list[Figure]:
     """Figures of the finished run, read off the pixels of the samples; also draws some of them."""
-    from PIL import Image
-
-    from llamagen_jax.control_maps import detect
+    from llamagen_jax.data.control_files import MAP, files_of, read_control
     from llamagen_jax.scenes.check import score
     from llamagen_jax.scenes.edges import edge_overlaps
     from llamagen_jax.scenes.world import held_out_prompts
@@ -79,11 +77,8 @@ def measure() -> list[Figure]:
     lost = square - min(others), square - right["uncontrolled"]
     psnr = last_psnr(FOLDER / "tokenizer")
 
-    drawings = np.stack(
-        [np.asarray(Image.open(path)) for path in sorted((FOLDER / "drawings").iterdir())]
-    )
-    edges = np.stack([detect("canny", drawing) for drawing in drawings])
-    controls = np.repeat(edges[..., None], 3, axis=-1)
+    files = files_of([str(FOLDER / "drawings")])
+    drawings, controls = (read_control(files, kind, (64, 64)) for kind in (MAP, "canny"))
     followed, by_chance = (
         float(edge_overlaps(images[name], controls).mean())
         for name in ("controlled", "uncontrolled")

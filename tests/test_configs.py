@@ -37,8 +37,6 @@ CONFIGS = (
     "vqgan.py:scenes",
     "vqgan.py:scenes-alone",
     "vqgan.py:scenes-finetune",
-    "vqgan.py:scenes-alone",
-    "vqgan.py:scenes-finetune",
     "vqgan.py:emoji",
 )
 

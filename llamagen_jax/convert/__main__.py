@@ -118,6 +118,7 @@ def _convert(args: argparse.Namespace) -> None:
         param_views = layout.param_views(tensors, what)
         tensor_views = {name: Tensor.of(tensors[name]) for name in layout.tensor_shapes}
     total = sum(view.nbytes for view in param_views.values())
+    recorded = export.recorded(str(src))
     with tqdm(total=total, unit="B", unit_scale=True, desc=dst.name) as bar:
         if args.vllm:
             vllm_folder.write(
@@ -125,7 +126,7 @@ def _convert(args: argparse.Namespace) -> None:
                 config,
                 _tracked(tensor_views, bar),
                 guidance_scale=args.guidance_scale,
-                class_names=export.recorded(str(src)).get("class_names", ()),
+                class_names=recorded.get("class_names", ()),
             )
         elif dst.suffix in SUFFIXES:
             buffers = file_format.table(config).buffers.items()
@@ -133,7 +134,6 @@ def _convert(args: argparse.Namespace) -> None:
             write_torch(dst, _tracked(tensor_views, bar) | zeros)
         else:
             # Of a work folder's whole plan, what a user of the model needs.
-            recorded = export.recorded(str(src)) if src.is_dir() else {}
             kept = {key: recorded[key] for key in ("class_names", "credit") if recorded.get(key)}
             export.write_tensors_and_config(dst, config, _tracked(param_views, bar), kept)
     print(f"{dst}: {describe(config)}, {total / 1e6:.0f} MB")

@@ -257,8 +257,8 @@ def render(scene: Scene, size: int | tuple[int, int]) -> np.ndarray:
     height, width = (side * _SUPERSAMPLING for side in sides)
     image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)
+    side = min(height, width)
     for thing in scene.things:
-        side = min(height, width)
         x, y = thing.x * width + thing.dx * side, thing.y * height + thing.dy * side
         r = SIZES[thing.size] * side
         color = COLORS[thing.color]

@@ -58,7 +58,6 @@ def write_tensors_and_config(
 def _card(name: str, config: Config, tensors: Mapping[str, Tensor], credit: str) -> str:
     """Markdown, with the header that the Hugging Face Hub reads."""
     count = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    how = f'import llamagen_jax as lg\n\nmodel, params = lg.load("{name}")'
     card = f"""---
 library_name: llamagen_jax
 tags: [llamagen, jax, flax]
@@ -69,7 +68,9 @@ A {describe(config)} of {count / 1e6:.3g} million parameters, for
 [LlamaGen](https://arxiv.org/abs/2406.06525) in JAX.
 
 ```python
-{how}
+import llamagen_jax as lg
+
+model, params = lg.load("{name}")
 ```
 """
     if kind_of(config).role == "generator":
