@@ -56,18 +56,13 @@ _SUPERSAMPLING = 4
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One shape; `x` and `y` of its centre are fractions of the image's width and height.
-
-    `dx` and `dy` are added to them, as fractions of the shorter side.
-    """
+    """One shape; `x` and `y` of its centre are fractions of the image's width and height."""
 
     shape: str
     color: str
     size: str
     x: float
     y: float
-    dx: float = 0.0
-    dy: float = 0.0
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -80,11 +75,13 @@ class Scene:
 
     `relation` is a key of `RELATIONS` and tells how the first of two things lies to the second, or
     "" where it is not a scene of two different things. `position` is that of a single thing.
+    `shift` moves all things right and down, by fractions of the shorter side.
     """
 
     things: tuple[Thing, ...]
     relation: str = ""
     position: str = ""
+    shift: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +149,11 @@ def scattered(scene: Scene, rng: np.random.Generator) -> Scene:
     In either direction in which all of them lie in the middle, they go back or forth by `_STEP`, or
     stay, each in a third of all cases.
     """
-    dx, dy = (
+    across, down = (
         float(rng.choice((-_STEP, 0, _STEP))) if set(places) == {0.5} else 0.0
         for places in zip(*((thing.x, thing.y) for thing in scene.things), strict=True)
     )
-    moved = (dataclasses.replace(thing, dx=dx, dy=dy) for thing in scene.things)
-    return dataclasses.replace(scene, things=tuple(moved))
+    return dataclasses.replace(scene, shift=(across, down))
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
@@ -258,8 +254,9 @@ def render(scene: Scene, size: int | tuple[int, int]) -> np.ndarray:
     image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)
     side = min(height, width)
+    across, down = (part * side for part in scene.shift)
     for thing in scene.things:
-        x, y = thing.x * width + thing.dx * side, thing.y * height + thing.dy * side
+        x, y = thing.x * width + across, thing.y * height + down
         r = SIZES[thing.size] * side
         color = COLORS[thing.color]
         if thing.shape == "circle":

@@ -105,7 +105,8 @@ def record_plan(folder: Path, task: OpenTask, step: int) -> int:
 
 
 def _plan(task: OpenTask) -> dict[str, Any]:
-    """The configuration and what the order of the data depends on beside it, as JSON has them."""
+    """The configuration, what the order of the data depends on beside it, and the data's credit, as
+    JSON has them."""
     source = task.source
     data = {
         "class_names": source.class_names,

@@ -103,7 +103,7 @@ def test_scattered_things_are_told_by_the_same_captions(size):
     plain = [*scenes(150), *scenes(150, held_out=True)]
     moved = [scattered(scene, rng) for scene in plain]
     assert scene_check.score(np.stack([render(s, size) for s in moved]), plain) == (1, 1)
-    steps = {(thing.x, thing.dx * 64) for scene in moved for thing in scene.things}
+    steps = {(thing.x, scene.shift[0] * 64) for scene in moved for thing in scene.things}
     assert steps == {(0.5, -8), (0.5, 0), (0.5, 8), (0.25, 0), (0.75, 0)}
 
 
