@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -219,16 +220,21 @@ def test_vllm_is_timed_on_the_same_weights(monkeypatch, capsys):
     ("latency", "share"), [(1.3, 1 / 1.3), (0.6, 1 / 0.6), (0.1, 2.0), (9.0, 0.25)]
 )
 def test_the_rate_of_equal_latency_is_found(latency, share):
-    """Of a server whose latency grows with its rate, once it is within the rates that are tried."""
-    ours = serving.Arrivals(rate=3.0, mean=2.0, worst=2.5)
+    """Of a server whose latency grows with its rate, once it is within the rates that are tried, on
+    a machine whose speed is another one each time."""
+    means = itertools.cycle((2.0, 5.0, 1.0))
+    ours = []
 
-    def arrive(rate: float) -> serving.Arrivals:
-        mean = ours.mean * latency * rate / ours.rate
-        return serving.Arrivals(rate, mean, mean)
+    def engine() -> serving.Arrivals:
+        ours.append(serving.Arrivals(3.0, next(means), 9.0))
+        return ours[-1]
 
-    found = serving._highest(arrive, ours)
-    assert abs(found.rate / ours.rate - share) < 0.03
-    assert (found.mean <= ours.mean) == (latency < 4)
+    def batches(share: float) -> serving.Arrivals:
+        return serving.Arrivals(3.0 * share, ours[-1].mean * latency * share, 9.0)
+
+    beside, found = serving._highest(engine, batches)
+    assert abs(found.rate / 3.0 - share) < 0.06
+    assert (found.mean <= beside.mean) == (latency < 4)
 
 
 @pytest.mark.slow
