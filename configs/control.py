@@ -3,7 +3,8 @@
 Variants: "t2i", GPT-XL at 256 px from the weights of `t2i.py:stage1`, and "scenes", the same for
 rendered scenes of three sizes from those of `t2i.py:scenes-aspects`, which it leaves as they are.
 Codes are made by `llamagen_jax.data.prepare codes --control`, then features by `prepare text`. The
-settings of "t2i" are not the paper's, and nobody has tried them.
+settings of "t2i" are not the paper's, and nobody has tried them. With
+`--config.data.control='("surroundings",)'` both learn to fill holes in images.
 """
 
 from typing import Any

@@ -19,7 +19,7 @@ from flax.serialization import to_state_dict
 from tqdm import tqdm
 
 from llamagen_jax import commands, compilation_cache, zoo
-from llamagen_jax.control_maps import DETECTORS
+from llamagen_jax.control_maps import DETECTORS, SURROUNDINGS, hide
 from llamagen_jax.data.control_files import MAP, files_of, read_control
 from llamagen_jax.errors import InputError, naming, one_line_errors
 from llamagen_jax.files import staged
@@ -45,6 +45,8 @@ from llamagen_jax.weights.kinds import describe
 
 # Text features of more prompts would not fit in memory; the text encoder is opened once for these.
 _SUBJECTS_AT_ONCE = 1024
+# Settings that are for a control.
+_OF_CONTROL = ("control_scale", "keep_control")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,18 +74,19 @@ def run(args: argparse.Namespace) -> None:
     is_text = generator.config.condition == "text"
     _check_condition(args, generator)
     edit = _edit(args, generator)
-    named = {name: getattr(args, name) for name in (*SETTINGS, "control_scale")}
+    named = {name: getattr(args, name) for name in (*SETTINGS, *_OF_CONTROL)}
     settings = generator.settings(**named)
     subjects = np.array(prompts) if is_text else _labels(args.labels, generator)
-    control = _control(args, generator.config, len(subjects))
+    control = _control(args, generator.config, len(subjects), edit)
     output = Path(args.output)
     suffix = output.suffix.lower()
     shown = told(settings)
     shown["generator"] = Path(args.generator).resolve().name
     names = {"image": args.image, "mask": args.mask}
     shown |= {option: Path(name).name for option, name in names.items() if name}
-    if args.control:
-        shown |= {"control": args.control_kind or MAP, "control_scale": settings.control_scale}
+    if control is not None:
+        shown["control"] = args.control_kind or MAP
+        shown |= {name: getattr(settings, name) for name in _OF_CONTROL}
     if args.size:
         shown["size"] = generator.told_size(generator.config.grid)
     check_layout(args.layout, suffix not in (".png", ".npz"), is_text, args.count)
@@ -167,10 +170,18 @@ def _read(option: str, name: str) -> bytes:
         raise InputError(f"{option} {name} cannot be read: {error.strerror}") from error
 
 
-def _control(args: argparse.Namespace, config: LlamaConfig, num_subjects: int) -> np.ndarray | None:
+def _control(
+    args: argparse.Namespace, config: LlamaConfig, num_subjects: int, edit: Edit | None
+) -> np.ndarray | None:
     """Control images uint8 [num_subjects, H, W, 3], or None."""
-    if not args.control:
-        for name in ("control_kind", "control_scale"):
+    surroundings = args.control_kind == SURROUNDINGS
+    if surroundings and (args.control or not edit):
+        raise InputError(
+            f"--control-kind {SURROUNDINGS} is for an --image, of which it shows what is kept; "
+            "give one, and no --control"
+        )
+    if not args.control and not surroundings:
+        for name in ("control_kind", *_OF_CONTROL):
             if getattr(args, name) is not None:
                 raise InputError(
                     f"--{name.replace('_', '-')} is for a --control: give one, or neither"
@@ -178,9 +189,10 @@ def _control(args: argparse.Namespace, config: LlamaConfig, num_subjects: int) -
         return None
     if not config.control_layers:
         raise InputError(
-            f"--control does not fit the generator {args.generator}, which was trained without "
-            "control images"
+            f"the generator {args.generator} was trained without control images and takes none"
         )
+    if edit and surroundings:
+        return np.tile(hide(*edit), (num_subjects, 1, 1, 1))
     files = files_of(args.control)
     if len(files) not in (1, num_subjects):
         raise InputError(
@@ -281,11 +293,17 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--control-kind",
         choices=(MAP, *DETECTORS),
-        help=f"what they are: {MAP} is the control map itself, all others are found in a picture "
-        f"({MAP})",
+        help=f"what they are: {MAP} is the control map itself, {SURROUNDINGS} is what --image "
+        f"keeps, without --control, and all others are found in a picture ({MAP})",
     )
     what.add_argument(
         "--control-scale", type=commands.number, help="multiplies what the control adds (1)"
+    )
+    what.add_argument(
+        "--keep-control",
+        action="store_true",
+        default=None,
+        help="guidance strengthens the class or prompt alone (the control too)",
     )
     what.add_argument(
         "--size",
@@ -302,7 +320,8 @@ def _parser() -> argparse.ArgumentParser:
     edit = parser.add_argument_group(
         "what to keep of an image",
         "Codes are drawn row by row, from those above and to the left: they do not know what is "
-        "kept below or to the right of them.",
+        "kept below or to the right of them, unless --control-kind surroundings shows it to a "
+        "generator that was trained with it.",
     )
     edit.add_argument(
         "--image",

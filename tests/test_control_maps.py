@@ -35,3 +35,31 @@ def test_soft_edges_tell_how_high_a_step_is(square):
 def test_unknown_detectors_are_named():
     with pytest.raises(InputError, match="no detector of 'cany'; did you mean 'canny'"):
         control_maps.detect("cany", np.zeros((4, 4, 3), np.uint8))
+
+
+def test_what_is_kept_is_told_from_what_is_hidden():
+    picture = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, -1)
+    hidden = np.zeros((16, 16), bool)
+    hidden[4:12, 8:] = True
+    found = control_maps.detect("surroundings", picture)
+    np.testing.assert_array_equal(found, picture)
+    shown = control_maps.hide(found, hidden)
+    assert shown.dtype == np.uint8
+    assert not shown[hidden].any()
+    kept = shown[~hidden].astype(int)
+    assert (kept.min(), kept.max()) == (64, 255)
+    # Brighter stays brighter, or as bright by rounding.
+    assert (np.diff(kept[:, 0]) >= 0).all()
+
+
+def test_holes_are_of_many_shapes():
+    rng = np.random.default_rng(0)
+    holes = np.stack([control_maps.random_hole((24, 32), rng) for _ in range(400)])
+    shares = holes.mean(axis=(1, 2))
+    assert 0 < shares.min() < 0.05 and 0.95 < shares.max() < 1
+    # Each pixel is hidden in some and kept in others.
+    assert (np.abs(holes.mean(axis=0) - 0.5) < 0.4).all()
+    bordered = [hole[0].all() and hole[-1].all() and not hole.all() for hole in holes]
+    assert 0.05 < np.mean(bordered) < 0.25
+    again = control_maps.random_hole((24, 32), np.random.default_rng(0))
+    np.testing.assert_array_equal(again, holes[0])

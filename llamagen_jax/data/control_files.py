@@ -35,7 +35,8 @@ def read_control(files: Sequence[Path], kind: str, size: tuple[int, int]) -> np.
     A note tells of files of another size, which are resized. Transparent pixels are white.
 
     Args:
-      kind: `MAP`, or what is to be found in the files' pictures, of `control_maps.detect`.
+      kind: `MAP`, or the edges that are to be found in the files' pictures, of
+        `control_maps.detect`.
       size: H and W, that of the images that are drawn.
 
     Raises:

@@ -56,7 +56,8 @@ class DataConfig:
       background, exif_orientation: of `transforms.decode`.
       control: kinds of control maps that batches hold, one of them per image: training draws it,
         evaluation takes the first. Codes have theirs stored; those of images are found in each crop
-        by `control_maps.detect`. () is for none.
+        by `control_maps.detect`; of surroundings a part is hidden, by `control_maps.random_hole`.
+        () is for none.
     """
 
     source: str
@@ -265,8 +266,9 @@ def _codes_example(
     """The codes of one crop, with a control map of the same."""
     example = {"codes": record["codes"][crop].astype(np.int32).reshape(record.get("grid", -1))}
     if config.control:
-        encoded = record["control"][_kind(config, rng)][crop]
-        example["control"] = np.asarray(transforms.decode(encoded))
+        kind = _kind(config, rng)
+        stored = np.asarray(transforms.decode(record["control"][kind][crop]))
+        example["control"] = _control(kind, stored, rng)
     return example
 
 
@@ -275,8 +277,17 @@ def _image_example(
 ) -> dict:
     if not config.control:
         return {"image": image}
-    control = control_maps.detect(_kind(config, rng), image)
-    return {"image": image, "control": np.repeat(control[..., None], 3, axis=-1)}
+    kind = _kind(config, rng)
+    return {"image": image, "control": _control(kind, control_maps.detect(kind, image), rng)}
+
+
+def _control(kind: str, found: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """The control image of a map; of surroundings evaluation always hides the same part."""
+    control = np.asarray(Image.fromarray(found).convert("RGB"))
+    if kind == control_maps.SURROUNDINGS:
+        hole = control_maps.random_hole(control.shape[:2], rng or np.random.default_rng(0))
+        control = control_maps.hide(control, hole)
+    return control
 
 
 def _kind(config: DataConfig, rng: np.random.Generator | None) -> str:

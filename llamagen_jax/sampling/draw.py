@@ -52,6 +52,7 @@ class Numbers(NamedTuple):
     temperature: float
     top_p: float
     control_scale: float
+    keep_control: bool
 
 
 def split_settings(settings: SamplingSettings, config: LlamaConfig) -> tuple[Program, Numbers]:
@@ -62,32 +63,34 @@ def split_settings(settings: SamplingSettings, config: LlamaConfig) -> tuple[Pro
         filter_top_p=settings.top_p < 1,
         greedy=settings.greedy,
     )
-    numbers = Numbers(
-        settings.guidance_scale, settings.temperature, settings.top_p, settings.control_scale
-    )
+    numbers = Numbers(**{name: getattr(settings, name) for name in Numbers._fields})
     return program, numbers
 
 
 def embed_control(
     apply: Callable,
     control: UInt8[AnyArray, "B H W 3"] | None,
-    scale: AnyArray | float,
+    numbers: Numbers,
     num_rows: int,
 ) -> Float[Array, "rows F P D"] | None:
-    """What control images add in every row, which is nothing in those of the null condition.
+    """What control images add in every row.
 
     Args:
       apply: of the model with its variables.
-      control, scale: of `Llama.embed_control`; None for none.
+      control: of `Llama.embed_control`; None for none.
     """
     if control is None:
         return None
-    return null_rows(apply(control, scale, method="embed_control"), num_rows)
+    added = apply(control, numbers.control_scale, method="embed_control")
+    return with_null_rows(added, numbers.keep_control)[:num_rows]
 
 
-def null_rows(control: Float[AnyArray, "B F P D"], num_rows: int) -> Float[Array, "rows F P D"]:
-    """What control adds to the conditional rows, and zeros for the null rows below."""
-    return jnp.pad(control, ((0, num_rows - len(control)), (0, 0), (0, 0), (0, 0)))
+def with_null_rows(
+    control: Float[AnyArray, "B F P D"], keep: Bool[AnyArray, "*B"] | bool
+) -> Float[Array, "2*B F P D"]:
+    """What control adds to the conditional rows and to the null rows below, where `keep` says."""
+    null = jnp.where(jnp.reshape(keep, (-1, 1, 1, 1)), control, 0)
+    return jnp.concatenate([control, null])
 
 
 def prefill(

@@ -57,7 +57,8 @@ def generate(
         known further on have no say in it. None draws all.
       draft: a small generator of the same codes with its parameters, for the speculative decoder.
       control: images uint8 [B, H, W, 3] of the size `LlamaConfig.control_size`, for a model that
-        was trained with control; None draws without. The null condition of guidance has none.
+        was trained with control; None draws without. The null branch of guidance has it where the
+        settings keep it.
       **fields: of `SamplingSettings`; `seed` must be given in either way.
 
     Returns:

@@ -41,7 +41,7 @@ def _decode(model, program: Program, params, inputs: Inputs, numbers: Numbers):
     width, num_columns = min(WINDOW, config.code_length - 1), config.grid[1]
     pick = functools.partial(draw.pick, program, numbers)
     rows = 2 * B if program.num_guided else B
-    added = draw.embed_control(apply, inputs.control, numbers.control_scale, rows)
+    added = draw.embed_control(apply, inputs.control, numbers, rows)
     length, mask = config.condition_length, inputs.condition_mask
     score = functools.partial(windows.score, apply, length, mask, added)
 

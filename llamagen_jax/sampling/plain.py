@@ -50,7 +50,7 @@ def _decode(model, program: Program, params, inputs: Inputs, numbers: Numbers):
     rows = 2 * B if num_guided else B
     first, *rest = _parts(decoder, params, rows, num_guided)
     cache = decoder.init_cache(rows, T + first)
-    control = draw.embed_control(apply, control, numbers.control_scale, rows)
+    control = draw.embed_control(apply, control, numbers, rows)
     logits, cache = draw.prefill(apply, cache, condition, condition_mask, control)
     known = None if known is None else known.T
     codes = draw.keep_known(_at(known, 0), pick(logits, jnp.zeros(B, int)))

@@ -24,6 +24,8 @@ class SamplingSettings:
         probability over top_p; 1 keeps all.
       greedy: take the most probable code; temperature and filters then change nothing.
       control_scale: >= 0, multiplies what the control adds; without control it changes nothing.
+      keep_control: the unconditional branch keeps the control, so that guidance strengthens the
+        condition alone; else it has neither.
       decoder: one of `DECODERS`, all of which draw the same samples: "plain" code by code, "jacobi"
         and "speculative" several per pass of the model, the latter with a draft; "auto" takes the
         one that pays for the batch, see `generate.choose_decoder`.
@@ -40,6 +42,7 @@ class SamplingSettings:
     top_p: float = 1.0
     greedy: bool = False
     control_scale: float = 1.0
+    keep_control: bool = False
     decoder: str = "plain"
 
     def __post_init__(self):

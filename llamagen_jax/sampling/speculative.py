@@ -71,7 +71,7 @@ def _decode(models, program: Program, params, inputs: Inputs, numbers: Numbers):
         apply = functools.partial(decoder.apply, {"params": params})
         rows = 2 * B if program.num_guided else B
         images = control if model.config.control_layers else None
-        added = draw.embed_control(apply, images, numbers.control_scale, rows)
+        added = draw.embed_control(apply, images, numbers, rows)
         cache = decoder.init_cache(rows)
         logits, cache = draw.prefill(apply, cache, condition, condition_mask, added)
         length = config.condition_length

@@ -15,10 +15,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llamagen_jax import seeds
-from llamagen_jax.control_maps import check_detector
+from llamagen_jax.control_maps import SURROUNDINGS, hide
 from llamagen_jax.data.control_files import MAP, as_control
 from llamagen_jax.errors import InputError, nearest
 from llamagen_jax.generation import ImageGenerator
+from llamagen_jax.inpainting import Edit
 from llamagen_jax.models.llama_config import LlamaConfig
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts
@@ -91,6 +92,7 @@ class ImagesBody(BaseModel):
     control: str | None = None
     control_kind: str | None = None
     control_scale: float | None = None
+    keep_control: bool | None = None
 
 
 class EditsBody(ImagesBody):
@@ -147,7 +149,7 @@ def settings_of(body: ImagesBody, generator: ImageGenerator, max_n: int) -> list
     if not 1 <= count <= max_n:
         raise ApiError(400, f"n must be from 1 to {max_n}", param="n", code="invalid_value")
     names = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p", "greedy")
-    names = (*names, "decoder", "control_scale")
+    names = (*names, "decoder", "control_scale", "keep_control")
     fields = {name: getattr(body, name) for name in names}
     first = secrets.randbits(32) if body.seed is None else _whole(body.seed)
     try:
@@ -181,20 +183,23 @@ def subject_of(body: ImagesBody, generator: ImageGenerator) -> int | str:
     return prompt
 
 
-def control_of(body: ImagesBody, config: LlamaConfig) -> np.ndarray | None:
+def control_of(body: ImagesBody, config: LlamaConfig, edit: Edit | None) -> np.ndarray | None:
     """The control image, uint8 [H, W, 3], or None; ApiError where it is none or has no use."""
-    if body.control is None:
-        for name in ("control_kind", "control_scale"):
+    surroundings = body.control_kind == SURROUNDINGS
+    if body.control is None and not surroundings:
+        for name in ("control_kind", "control_scale", "keep_control"):
             if getattr(body, name) is not None:
                 raise ApiError(400, f"{name} is for a control", param=name, code="invalid_value")
         return None
-    kind = body.control_kind or MAP
     try:
         if not config.control_layers:
             raise InputError("the model was trained without control images")
-        if kind != MAP:
-            check_detector(kind)
-        data = base64.b64decode(body.control, validate=True)
+        if surroundings:
+            if edit is None or body.control is not None:
+                raise InputError("surroundings are those of an image to edit: send no control")
+            return hide(*edit)
+        data = base64.b64decode(body.control or "", validate=True)
+        kind = body.control_kind or MAP
         return as_control(data, "of the request", kind, config.control_size)
     except (InputError, binascii.Error) as error:
         raise ApiError(400, str(error), param="control", code="invalid_value") from error

@@ -201,7 +201,7 @@ class _Service:
         body = None
         try:
             body, edit = await read(request)
-            control = await asyncio.to_thread(bodies.control_of, body, self._config(body))
+            control = await asyncio.to_thread(bodies.control_of, body, self._config(body), edit)
             drawing = self._submit(body, edit, control)
             pictures = self._pictures(request, drawing, start)
             if body.stream:

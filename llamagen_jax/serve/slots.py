@@ -52,6 +52,7 @@ class Samples(NamedTuple):
     top_p: AnyArray
     greedy: AnyArray
     control_scale: AnyArray
+    keep_control: AnyArray
 
 
 class Slots(NamedTuple):
@@ -88,6 +89,7 @@ def sample_of(
         top_p=np.array([settings.top_p], np.float32),
         greedy=np.array([settings.greedy]),
         control_scale=np.array([settings.control_scale * has_control], np.float32),
+        keep_control=np.array([settings.keep_control]),
     )
 
 
@@ -146,7 +148,7 @@ def enter(
     added = rows = None
     if controls is not None:
         added = _embed_controls(model, params, controls, samples, room)
-        rows = draw.null_rows(added, 2 * P)
+        rows = draw.with_null_rows(added, samples.keep_control)
     logits, cache = draw.prefill(apply, cache, condition, condition_mask, rows, sizes)
     if known is None:
         known = jnp.full((P, room), -1, jnp.int32)
@@ -208,7 +210,7 @@ def advance(
         (slots.progress, slots.condition_mask, slots.samples, slots.control),
     )
     if control is not None:
-        control = draw.null_rows(control, branches * size)
+        control = draw.with_null_rows(control, samples.keep_control)
     apply, config = functools.partial(model.apply, {"params": params}), model.config
     score = functools.partial(
         windows.score, apply, config.condition_length, condition_mask, control

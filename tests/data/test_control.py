@@ -174,6 +174,29 @@ def test_images_have_maps_of_what_batches_show():
         np.testing.assert_array_equal(control, found[..., None].repeat(3, -1))
 
 
+def test_surroundings_hide_another_part_in_every_epoch(packing, tmp_path):
+    _, options = packing
+    run(*options, tmp_path / "out", "--control", "surroundings")
+    config = config_of(tmp_path / "out", control=("surroundings",))
+    source = open_source("array_record", str(tmp_path / "out"))
+    stored = [transforms.decode(record["control"]["surroundings"][0]) for record in source]
+    brightest = np.max([np.asarray(image) for image in stored])
+    batches = list(itertools.islice(train_batches(source, config, batch_size=3, seed=0), 4))
+    shown = np.concatenate([batch["control"] for batch in batches])
+    hidden = (shown == 0).all(-1)
+    assert len(np.unique(hidden, axis=0)) > 8
+    # Every record is drawn four times, and what is kept of it is the same each time.
+    seen = np.where(hidden[..., None], 255, shown).reshape(4, 3, -1)
+    assert (shown[~hidden] >= 64).all() and brightest > 200
+    assert len({row.tobytes() for row in seen.reshape(12, -1)}) > 8
+    again = next(train_batches(source, config, batch_size=3, seed=0))
+    np.testing.assert_array_equal(again["control"], shown[:3])
+    first = next(eval_batches(source, config, batch_size=3))["control"]
+    assert ((first == 0).all(-1) == (first[:1] == 0).all(-1)).all()
+    pictures = [control_maps.hide(np.asarray(s), (first[0] == 0).all(-1)) for s in stored]
+    np.testing.assert_array_equal(first, pictures)
+
+
 def test_codes_without_the_maps_are_refused(codes):
     source = open_source("array_record", str(codes))
     config = config_of(codes, control=("pose",))

@@ -54,14 +54,15 @@ def test_control_is_of_its_label(options, folder, tmp_path):
     options = [*options, "--count", "2"]
     run(*options, "--control", folder / "maps", "--output", tmp_path / "each.npz")
     np.testing.assert_array_equal(codes_of(tmp_path / "each.npz"), drawn(maps))
-    one = ["--control", folder / "maps" / "a.png", "--control-scale", "0.5"]
+    one = ["--control", folder / "maps" / "a.png", "--control-scale", "0.5", "--keep-control"]
     run(*options, *one, "--output", tmp_path / "one")
     run(*options, *one, "--output", tmp_path / "one.npz")
-    expected = drawn([maps[0], maps[0]], control_scale=0.5)
+    expected = drawn([maps[0], maps[0]], control_scale=0.5, keep_control=True)
     np.testing.assert_array_equal(codes_of(tmp_path / "one.npz"), expected)
     with Image.open(tmp_path / "one" / "000000_class_3.png") as picture:
         assert picture.size == (32, 16)
-        assert (picture.text["control"], picture.text["control_scale"]) == ("map", "0.5")
+        told = [picture.text[name] for name in ("control", "control_scale", "keep_control")]
+        assert told == ["map", "0.5", "True"]
 
 
 def test_pictures_become_maps_of_the_right_size(options, tmp_path, caplog):
@@ -79,6 +80,31 @@ def test_pictures_become_maps_of_the_right_size(options, tmp_path, caplog):
     np.testing.assert_array_equal(codes_of(tmp_path / "a.npz"), expected)
 
 
+def test_surroundings_of_a_hole_are_shown(options, folder, tmp_path):
+    rng = np.random.default_rng(2)
+    pixels, mask = rng.integers(0, 256, (16, 32, 3), np.uint8), np.zeros((16, 32), bool)
+    mask[8:, 5:20] = True
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    edit = ["--image", tmp_path / "photo.png", "--mask", tmp_path / "mask.png"]
+    around = ["--control-kind", "surroundings"]
+    run(*options, *edit, *around, "--control-scale", "2", "--output", tmp_path / "a.npz")
+    run(*options, *edit, "--output", tmp_path / "b.npz")
+    codes, without = codes_of(tmp_path / "a.npz"), codes_of(tmp_path / "b.npz")
+    # All of the first row is kept, and of the second what lies right of the hole.
+    drawn = np.array([False] * 4 + [True] * 3 + [False])
+    np.testing.assert_array_equal(codes[:, ~drawn], without[:, ~drawn])
+    control = np.tile(control_maps.hide(pixels, mask), (2, 1, 1, 1))
+    known = np.where(drawn, -1, codes)
+    settings = {"known": known, "control": control, "control_scale": 2.0}
+    expected = generate(*tiny.llama(CONFIG), [3, 7], **SETTINGS, **settings)
+    np.testing.assert_array_equal(codes, expected)
+    assert (codes != without).any()
+    assert "is for an --image" in fails(*options, *around)
+    both = [*edit, *around, "--control", folder / "maps" / "a.png"]
+    assert "give one, and no --control" in fails(*options, *both)
+
+
 def test_bad_controls_are_told_in_one_line(options, folder, tmp_path, caplog):
     Image.new("L", (32, 32)).save(tmp_path / "square.png")
     line = fails(*options, "--control", tmp_path / "square.png")
@@ -89,6 +115,7 @@ def test_bad_controls_are_told_in_one_line(options, folder, tmp_path, caplog):
     three = ["--control", *[folder / "maps" / "a.png"] * 3]
     assert "names 3 images for 2 labels or prompts" in fails(*options, *three)
     assert "--control-scale is for a --control" in fails(*options, "--control-scale", "2")
+    assert "--keep-control is for a --control" in fails(*options, "--keep-control")
     (tmp_path / "empty").mkdir()
     assert "has no images" in fails(*options, "--control", tmp_path / "empty")
     without = ["--generator", folder / "generator", "--tokenizer", folder / "tokenizer"]

@@ -10,6 +10,7 @@ import tiny
 
 from llamagen_jax.errors import InputError
 from llamagen_jax.sampling.generate import generate
+from llamagen_jax.sampling.settings import SamplingSettings
 
 SETTINGS = {"seed": 5, "guidance_scale": 2.0, "top_k": 20}
 LABELS = jnp.array([1, 2, 3])
@@ -28,26 +29,28 @@ def drawn(draw):
     return draw(control=CONTROL)
 
 
-def test_codes_are_those_of_whole_passes(drawn):
-    """Each is the most probable one of guided logits, where only the condition has the control."""
+@pytest.mark.parametrize("keep", [False, True])
+def test_codes_are_those_of_whole_passes(keep):
+    """Each is the most probable one of guided logits, where the null condition has the control only
+    if it keeps it."""
     model, params = tiny.llama(CONFIG)
-    codes = generate(
-        model, params, LABELS, seed=0, guidance_scale=2.0, greedy=True, control=CONTROL
-    )
+    settings = SamplingSettings(seed=0, guidance_scale=2.0, greedy=True, keep_control=keep)
+    codes = generate(model, params, LABELS, settings=settings, control=CONTROL)
     null = jnp.full(3, CONFIG.num_classes)
-    uncond = model.apply({"params": params}, codes, null)
+    uncond = model.apply({"params": params}, codes, null, control=CONTROL if keep else None)
     cond = model.apply({"params": params}, codes, LABELS, control=CONTROL)
     np.testing.assert_array_equal(jnp.argmax(uncond + 2 * (cond - uncond), -1), codes)
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("how", ["jacobi", "speculative", "draft with control"])
-def test_every_decoder_draws_the_same(draw, drawn, how):
+def test_every_decoder_draws_the_same(draw, how, keep):
     draft = None
     if how != "jacobi":
         draft = tiny.llama(CONFIG if "control" in how else tiny.LLAMA_CONFIG, seed=1)
     decoder = "jacobi" if draft is None else "speculative"
-    again = draw(control=CONTROL, decoder=decoder, draft=draft)
-    np.testing.assert_array_equal(again, drawn)
+    again = draw(control=CONTROL, decoder=decoder, draft=draft, keep_control=keep)
+    np.testing.assert_array_equal(again, draw(control=CONTROL, keep_control=keep))
 
 
 def test_the_scale_goes_down_to_no_control(draw, drawn):

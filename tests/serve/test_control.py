@@ -13,8 +13,10 @@ import tiny
 from PIL import Image
 from starlette.testclient import TestClient
 
+from llamagen_jax.control_maps import hide
 from llamagen_jax.generation import ImageGenerator, generate_images
-from llamagen_jax.images import encode
+from llamagen_jax.images import encode, to_uint8
+from llamagen_jax.inpainting import Edit
 from llamagen_jax.sampling.generate import generate
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.serve import body as bodies
@@ -37,10 +39,14 @@ GUIDED = {"seed": 5, "guidance_scale": 2.0}
 
 
 def test_slots_have_controls_of_their_own():
-    """One sample with control, one without, one with half of it: those of `generate`."""
+    """One sample with control, one without, one with half of it, which its null branch keeps: those
+    of `generate`."""
     model, params = tiny.llama(CONFIG)
     model, params = model.for_decoding(params)
-    settings = [SamplingSettings(**GUIDED, control_scale=scale) for scale in (1.0, 1.0, 0.5)]
+    settings = [
+        SamplingSettings(**GUIDED, control_scale=scale, keep_control=scale < 1)
+        for scale in (1.0, 1.0, 0.5)
+    ]
     rows = [
         slots.sample_of(each, 0, CONFIG, has_control)
         for each, has_control in zip(settings, (True, False, True), strict=True)
@@ -140,7 +146,7 @@ def test_every_image_has_its_own_control(generator, client):
     asked = [
         (CONTROLS[0], {"guidance_scale": 2.0}),
         (None, {"guidance_scale": 2.0}),
-        (CONTROLS[1], {"control_scale": 0.5}),
+        (CONTROLS[1], {"control_scale": 0.5, "guidance_scale": 2.0, "keep_control": True}),
     ]
     pictures = []
     for control, fields in asked:
@@ -163,13 +169,42 @@ def test_every_image_has_its_own_control(generator, client):
         ({"control": text_of(CONTROLS[0][:, :16])}, "another shape than the images of 32x16 px"),
         ({"control": text_of(CONTROLS[0]), "control_kind": "cany"}, "did you mean 'canny'"),
         ({"control_kind": "canny"}, "control_kind is for a control"),
+        ({"control_kind": "surroundings"}, "are those of an image to edit"),
     ],
 )
 def test_bad_controls_are_told(fields, message):
     body = bodies.parse(json.dumps({"prompt": "3", **fields}).encode())
     with pytest.raises(bodies.ApiError, match=re.escape(message)) as error:
-        bodies.control_of(body, CONFIG)
+        bodies.control_of(body, CONFIG, None)
     assert error.value.status == 400
     assert error.value.param.startswith("control")
     with pytest.raises(bodies.ApiError, match=r"trained without control|is for a control"):
-        bodies.control_of(body, tiny.LLAMA_CONFIG)
+        bodies.control_of(body, tiny.LLAMA_CONFIG, None)
+
+
+def test_an_edit_shows_its_surroundings(client, generator):
+    """The pixels that are sent are the control of the hole in them."""
+    edit = Edit(CONTROLS[0], np.zeros((16, 32), bool))
+    edit.mask[8:, 5:20] = True
+    image = np.concatenate([edit.image, np.where(edit.mask, 0, 255)[..., None]], axis=-1)
+    data = io.BytesIO()
+    Image.fromarray(image.astype(np.uint8)).save(data, "png")
+    fields = {"prompt": "3", "seed": "5", "control_kind": "surroundings"}
+    answer = client.post("/v1/images/edits", data=fields, files={"image": data.getvalue()})
+    picture = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    codes = generate(
+        generator.model,
+        generator.params,
+        [3],
+        seed=5,
+        sample_ids=[0],
+        control=hide(*edit)[None],
+        known=edit.known(generator.tokenizer)[None],
+    )
+    drawn = to_uint8(generator.tokenizer.decode(codes.reshape(1, 2, 4)))
+    expected = edit.paste(np.asarray(drawn[0]))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture))), expected)
+    plain = client.post(
+        "/v1/images/edits", data={"prompt": "3", "seed": "5"}, files={"image": data.getvalue()}
+    )
+    assert plain.json()["data"][0]["b64_json"] != answer.json()["data"][0]["b64_json"]
