@@ -161,11 +161,12 @@ def _scenes_stage(name: str, resolution: int, *, steps: int) -> ConfigDict:
 
 
 def _emoji() -> ConfigDict:
-    config: Any = _scenes_stage("emoji", 48, steps=2800)
+    config: Any = _scenes_stage("emoji", 40, steps=4500)
     config.update(
         tokenizer="demo_emoji/tokenizer",
         text_encoder="demo_emoji/t5",
         sample={"guidance_scale": 1.5, "top_k": 0},
+        expected_loss=((500, 1.8, 2.5), (2000, 0.45, 0.7), (4500, 0.12, 0.22)),
     )
     config.data.update(
         train="demo_emoji/people_text",
@@ -173,7 +174,7 @@ def _emoji() -> ConfigDict:
         caption_weights=(("name", 0.4), ("tone_first", 0.3), ("gender", 0.3)),
     )
     config.model.update(
-        grid_size=12,
+        grid_size=10,
         vocab_size=1024,
         condition_length=16,
         # Else the model knows an emoji by its first codes, and reads no names.

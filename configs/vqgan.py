@@ -5,7 +5,7 @@ released weights on other images. `weights/` must hold the two files of LPIPS, s
 `llamagen_jax.weights.lpips`. "scenes" is a tiny one for the rendered scenes, without LPIPS and
 discriminator: 64 px to 8x8 codes, and "scenes-finetune" goes on from it (`make demo-text`).
 "scenes-alone" encodes the square of each code alone (`make demo-control`), as does "emoji", with
-LPIPS: 48 px of OpenMoji's pictures to 12x12 codes (`make demo-emoji`).
+LPIPS: 40 px of OpenMoji's pictures to 10x10 codes (`make demo-emoji`).
 """
 
 import dataclasses
@@ -141,7 +141,7 @@ def _emoji() -> ConfigDict:
             "source": "array_record",
             "train": "demo_emoji/train",
             "eval": "demo_emoji/test",
-            "image_size": 48,
+            "image_size": 40,
         },
         model={
             "base_channels": 16,

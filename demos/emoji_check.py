@@ -67,7 +67,7 @@ def nearest_by_pixels(images: np.ndarray, pictures: np.ndarray) -> np.ndarray:
         np.stack([np.asarray(_coarse(image), np.float32).reshape(-1) for image in part])
         for part in (images, pictures)
     ]
-    return _squared_distances(*coarse).argmin(axis=1)
+    return _distances(*coarse).argmin(axis=1)
 
 
 def nearest_by_lpips(images: np.ndarray, pictures: np.ndarray, params: Any) -> np.ndarray:
@@ -79,7 +79,7 @@ def nearest_by_lpips(images: np.ndarray, pictures: np.ndarray, params: Any) -> n
     # Not donated and not constants: one copy of VGG for every block.
     run = jax.jit(lambda p, x: LPIPS().apply({"params": p}, from_uint8(x), method="features"))
     own = np.concatenate([np.asarray(run(params, block)) for block in _blocks(images)])
-    distances = [_squared_distances(own, np.asarray(run(params, b))) for b in _blocks(pictures)]
+    distances = [_distances(own, np.asarray(run(params, block))) for block in _blocks(pictures)]
     return np.concatenate(distances, axis=1).argmin(axis=1)
 
 
@@ -103,6 +103,7 @@ def _blocks(images: np.ndarray) -> list[np.ndarray]:
     return [images[start : start + _BLOCK] for start in range(0, len(images), _BLOCK)]
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of rows [N, C] and [M, C]: [N, M]."""
-    return (a**2).sum(axis=1)[:, None] - 2 * a @ b.T + (b**2).sum(axis=1)
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances [N, M] of rows [N, C] and [M, C], less what each row of `a` adds to all of
+    its own, which would be computed anew for every block."""
+    return (b**2).sum(axis=1) - 2 * (a @ b.T)

@@ -29,6 +29,9 @@ _PERSON = "\U0001f9d1"
 _GENDER_WORDS = {"man": "male", "woman": "female", "men": "male", "women": "female"}
 _TONE_WORDS = re.compile(r"(?: (?:medium-light|medium-dark|light|medium|dark) skin tone)+")
 
+# OpenMoji draws on a square of 72 units, of which nearly all pictures leave a margin free.
+_WHOLE, _WITHOUT_MARGIN = 'viewBox="0 0 72 72"', 'viewBox="4 4 64 64"'
+
 _COMBINATIONS_HELD_OUT, _MOST_OF_A_PERSON = 0.2, 2  # of the six tones of a role and gender
 _OTHERS_HELD_OUT = 0.1
 
@@ -108,11 +111,11 @@ class EmojiSource:
 
 
 def draw(emoji: Emoji, size: int) -> bytes:
-    """A PNG of the picture on white, `size` pixels wide and high."""
+    """A PNG of the picture on white without its margin, `size` pixels wide and high."""
     import resvg_py
 
     return resvg_py.svg_to_bytes(
-        svg_path=str(emoji.file),
+        svg_string=emoji.file.read_text("utf-8").replace(_WHOLE, _WITHOUT_MARGIN),
         width=size,
         height=size,
         background="white",

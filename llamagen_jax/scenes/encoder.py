@@ -7,7 +7,7 @@ from llamagen_jax.scenes.files import read_rows
 from llamagen_jax.text.captions import clean
 from llamagen_jax.text.random_encoder import add_output_arguments, write_random_encoder
 
-_VOCABULARY = 160
+_VOCABULARY, _NEIGHBOURS = 160, 3.0
 
 
 def write_text_encoder(metadata: str, output: str, *, width: int, seed: int) -> None:
@@ -22,7 +22,9 @@ def write_text_encoder(metadata: str, output: str, *, width: int, seed: int) -> 
     """
     rows = read_rows(metadata, "long", "short")
     captions = {clean(text) for row in rows for text in row}
-    write_random_encoder(captions, output, pieces=_VOCABULARY, width=width, seed=seed)
+    write_random_encoder(
+        captions, output, pieces=_VOCABULARY, neighbours=_NEIGHBOURS, width=width, seed=seed
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,12 +22,18 @@ from llamagen_jax.weights import t5 as t5_weights
 _SENTINELS = 100
 _CONTROLS = 3  # tokens that are no words: padding, end, unknown
 # What the drawn weights are multiplied by: heads of one direction each rather than of all alike, a
-# loud word from its surroundings, a quiet feed-forward layer that would blur both.
-_SCALES = {"relative_bias": 24.0, "layers/out/kernel": 3.0, "layers/down/kernel": 0.2}
+# quiet feed-forward layer that would blur a word and what stands beside it.
+_SCALES = {"relative_bias": 24.0, "layers/down/kernel": 0.2}
 
 
 def write_random_encoder(
-    captions: Collection[str], output: str, *, pieces: int | None, width: int, seed: int
+    captions: Collection[str],
+    output: str,
+    *,
+    pieces: int | None,
+    neighbours: float,
+    width: int,
+    seed: int,
 ) -> None:
     """Writes the folder of a small T5, as Hugging Face keeps it, with a tokenizer of its own.
 
@@ -35,6 +41,8 @@ def write_random_encoder(
       captions: cleaned; the tokenizer learns their words.
       output: folder to write, which appears when it is complete.
       pieces: most tokens of the vocabulary, which are parts of words; None makes each word one.
+      neighbours: how much of a word's feature is of the words beside it: with 3 a third, which
+        tells their order, with 0.3 a fiftieth.
       width: of the features, a multiple of 8.
       seed: of the weights.
 
@@ -59,7 +67,8 @@ def write_random_encoder(
     tokens = jnp.zeros((1, 1), int)
     params = T5(config).init(seeds.key(seed), tokens, tokens)["params"]
     flat: dict[str, Any] = flatten_dict(params, sep="/")
-    scaled = {path: leaf * _SCALES.get(path, 1.0) for path, leaf in flat.items()}
+    scales = _SCALES | {"layers/out/kernel": neighbours}
+    scaled = {path: leaf * scales.get(path, 1.0) for path, leaf in flat.items()}
     tensors = t5_weights.to_tensors(unflatten_dict(scaled, sep="/"), config)
     with staged(output) as partial:
         t5_weights.write_folder(partial, config, tensors, spiece)

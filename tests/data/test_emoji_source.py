@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llamagen_jax.data import emoji_source
+from llamagen_jax.data import emoji_source, transforms
 from llamagen_jax.data.emoji_source import TONES, EmojiSource
 from llamagen_jax.data.sources import open_source
 from llamagen_jax.errors import InputError
@@ -88,6 +88,11 @@ def test_pictures_have_the_size_that_is_asked_for():
     assert pixels.shape == (40, 40, 3)
     np.testing.assert_array_equal(pixels[0, 0], 255)
     assert pixels.min() < 100
+    # Without OpenMoji's margin most pictures come within two pixels of the border.
+    drawn = [transforms.decode(source[i]["image"]) for i in range(60)]
+    shown = [np.argwhere(np.asarray(image).min(axis=-1) < 250) for image in drawn]
+    nearest = [min(part.min(), 39 - part.max()) for part in shown]
+    assert np.median(nearest) <= 2
     assert "label" not in source[0]
     assert len(source) == len(SPLITS["train"])
     people = EmojiSource("people/40").emoji

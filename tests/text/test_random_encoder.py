@@ -41,6 +41,14 @@ def test_features_tell_captions_apart(folder):
     assert differs[-5:-1].all()
 
 
+def test_a_feature_tells_its_word_more_than_those_beside_it(folder):
+    encoder = TextEncoder.load(folder / "t5", length=8, batch_size=8)
+    features, _ = encoder.encode(["woman dark", "farmer dark", "woman light"])
+    dark, same_word, other_word = np.asarray(features, np.float32)[:, -2]
+    assert np.linalg.norm(same_word - dark) < 0.4 * np.linalg.norm(dark)
+    assert np.linalg.norm(other_word - dark) > 0.9 * np.linalg.norm(dark)
+
+
 def test_a_folder_without_captions_is_refused(tmp_path):
     write_dataset(tmp_path / "labels", [{"label": 1}])
     with pytest.raises(SystemExit, match=r"labels' has no captions to learn words of"):

@@ -8,9 +8,14 @@ from llamagen_jax.errors import InputError
 from llamagen_jax.text.captions import clean
 from llamagen_jax.text.random_encoder import add_output_arguments, write_random_encoder
 
+_NEIGHBOURS = 0.3
+
 
 def write_word_encoder(input: str, output: str, *, width: int, seed: int) -> None:
     """Writes the folder of `text.random_encoder` with a token for each word of the captions.
+
+    A feature tells its word and hardly any other: a name says what is shown in any order, and what
+    a word means is learned from the few names that have it.
 
     Args:
       input: dataset folder with captions.
@@ -27,7 +32,7 @@ def write_word_encoder(input: str, output: str, *, width: int, seed: int) -> Non
     }
     if not any(texts):
         raise InputError(f"'{input}' has no captions to learn words of: give captioned images")
-    write_random_encoder(texts, output, pieces=None, width=width, seed=seed)
+    write_random_encoder(texts, output, pieces=None, neighbours=_NEIGHBOURS, width=width, seed=seed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
