@@ -233,7 +233,7 @@ def test_the_rate_of_equal_latency_is_found(latency, share):
         return serving.Arrivals(3.0 * share, ours[-1].mean * latency * share, 9.0)
 
     beside, found = serving._highest(engine, batches)
-    assert abs(found.rate / 3.0 - share) < 0.06
+    assert abs(found.rate / 3.0 - share) < 0.03
     assert (found.mean <= beside.mean) == (latency < 4)
 
 

@@ -24,9 +24,9 @@ _SLOTS = 16
 # Of all that the engine draws when its slots are always full.
 _LOAD = 0.8
 # Of the engine's rate, between which that of batch after batch with the same mean is sought, and
-# how often what lies between is halved: to 5 %.
+# how often what lies between is halved: to 3 %.
 _SHARES = (0.25, 2.0)
-_HALVINGS = 5
+_HALVINGS = 6
 
 # Takes an image's number and what is called when it is there.
 Submit = Callable[[int, Callable[[], None]], None]
@@ -130,11 +130,11 @@ def _random_arrivals(
     def ask_engine(number: int, finished: Callable[[], None]) -> None:
         engine.submit(Request(0, [settings]), lambda item: finished())
 
-    batches = _Batches(engine.generator, settings)
+    batches, rate = _Batches(engine.generator, settings), _LOAD * full
     start = time.monotonic()
     ours, theirs = _highest(
-        lambda: _arrive(ask_engine, _LOAD * full, count),
-        lambda share: _arrive(batches.ask, share * _LOAD * full, count),
+        lambda: _arrive(ask_engine, rate, count),
+        lambda share: _arrive(batches.ask, share * rate, count),
     )
     seconds = time.monotonic() - start
     batches.stop()
