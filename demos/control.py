@@ -40,7 +40,7 @@ def stages() -> dict[str, list[str]]:
         ],
         "draw the text encoder": [f"{_PREPARE} scene-encoder {FOLDER}/kept_train {FOLDER}/t5"],
         "extract codes and features, and edges": extraction(
-            FOLDER, "sizes", f"--sizes {sizes} --control canny surroundings"
+            FOLDER, "sizes", f"--sizes {sizes} --control canny"
         ),
         "train the generator": [
             f"train.py --config=configs/t2i.py:scenes-aspects --workdir={FOLDER}/base"
