@@ -25,8 +25,8 @@ def detect(kind: str, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H
 
     "canny" is 255 on edges one or two pixels wide and 0 elsewhere, by scikit-image with its own
     thresholds. "soft-edges" is the slope of the brightness, smoothed over a pixel: 255 at a step
-    from black to white, and less at lower ones. "surroundings" is the picture
-    itself, [H, W, 3], of which `hide` makes a control image. The others are [H, W].
+    from black to white, and less at lower ones. "surroundings" is the picture itself, [H, W, 3],
+    of which `hide` makes a control image. The others are [H, W].
 
     Raises:
       InputError: there is no detector of this kind, or scikit-image is not installed.

@@ -37,7 +37,14 @@ from llamagen_jax.sample_folders import (
 )
 from llamagen_jax.sample_parts import SampleParts, write_npz
 from llamagen_jax.sampling import dry_run
-from llamagen_jax.sampling.options import SETTINGS, add_models, add_settings, models_of, told
+from llamagen_jax.sampling.options import (
+    CONTROL_SETTINGS,
+    SETTINGS,
+    add_models,
+    add_settings,
+    models_of,
+    told,
+)
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts, read_prompts
 from llamagen_jax.weights.integrity import weights_hash
@@ -45,8 +52,6 @@ from llamagen_jax.weights.kinds import describe
 
 # Text features of more prompts would not fit in memory; the text encoder is opened once for these.
 _SUBJECTS_AT_ONCE = 1024
-# Settings that are for a control.
-_OF_CONTROL = ("control_scale", "keep_control")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     is_text = generator.config.condition == "text"
     _check_condition(args, generator)
     edit = _edit(args, generator)
-    named = {name: getattr(args, name) for name in (*SETTINGS, *_OF_CONTROL)}
+    named = {name: getattr(args, name) for name in (*SETTINGS, *CONTROL_SETTINGS)}
     settings = generator.settings(**named)
     subjects = np.array(prompts) if is_text else _labels(args.labels, generator)
     control = _control(args, generator.config, len(subjects), edit)
@@ -86,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     shown |= {option: Path(name).name for option, name in names.items() if name}
     if control is not None:
         shown["control"] = args.control_kind or MAP
-        shown |= {name: getattr(settings, name) for name in _OF_CONTROL}
+        shown |= {name: getattr(settings, name) for name in CONTROL_SETTINGS}
     if args.size:
         shown["size"] = generator.told_size(generator.config.grid)
     check_layout(args.layout, suffix not in (".png", ".npz"), is_text, args.count)
@@ -181,7 +186,7 @@ def _control(
             "give one, and no --control"
         )
     if not args.control and not surroundings:
-        for name in ("control_kind", *_OF_CONTROL):
+        for name in ("control_kind", *CONTROL_SETTINGS):
             if getattr(args, name) is not None:
                 raise InputError(
                     f"--{name.replace('_', '-')} is for a --control: give one, or neither"
@@ -192,14 +197,15 @@ def _control(
             f"the generator {args.generator} was trained without control images and takes none"
         )
     if edit and surroundings:
-        return np.tile(hide(*edit), (num_subjects, 1, 1, 1))
-    files = files_of(args.control)
-    if len(files) not in (1, num_subjects):
-        raise InputError(
-            f"--control names {len(files)} images for {num_subjects} labels or prompts: give one "
-            "for all, or one for each"
-        )
-    images = read_control(files, args.control_kind or MAP, config.control_size)
+        images = hide(*edit)[None]
+    else:
+        files = files_of(args.control)
+        if len(files) not in (1, num_subjects):
+            raise InputError(
+                f"--control names {len(files)} images for {num_subjects} labels or prompts: give "
+                "one for all, or one for each"
+            )
+        images = read_control(files, args.control_kind or MAP, config.control_size)
     return np.broadcast_to(images, (num_subjects, *images.shape[1:]))
 
 

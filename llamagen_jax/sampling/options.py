@@ -20,6 +20,8 @@ SETTINGS = (
     "greedy",
     "decoder",
 )
+# Those that are for a control.
+CONTROL_SETTINGS = ("control_scale", "keep_control")
 
 
 def told(settings: SamplingSettings) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from llamagen_jax.errors import InputError, nearest
 from llamagen_jax.generation import ImageGenerator
 from llamagen_jax.inpainting import Edit
 from llamagen_jax.models.llama_config import LlamaConfig
+from llamagen_jax.sampling.options import CONTROL_SETTINGS, SETTINGS
 from llamagen_jax.sampling.settings import SamplingSettings
 from llamagen_jax.text.prompts import check_prompts
 
@@ -148,8 +149,7 @@ def settings_of(body: ImagesBody, generator: ImageGenerator, max_n: int) -> list
     count = 1 if body.n is None else body.n
     if not 1 <= count <= max_n:
         raise ApiError(400, f"n must be from 1 to {max_n}", param="n", code="invalid_value")
-    names = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p", "greedy")
-    names = (*names, "decoder", "control_scale", "keep_control")
+    names = {*SETTINGS, *CONTROL_SETTINGS} - {"seed"}
     fields = {name: getattr(body, name) for name in names}
     first = secrets.randbits(32) if body.seed is None else _whole(body.seed)
     try:
@@ -187,7 +187,7 @@ def control_of(body: ImagesBody, config: LlamaConfig, edit: Edit | None) -> np.n
     """The control image, uint8 [H, W, 3], or None; ApiError where it is none or has no use."""
     surroundings = body.control_kind == SURROUNDINGS
     if body.control is None and not surroundings:
-        for name in ("control_kind", "control_scale", "keep_control"):
+        for name in ("control_kind", *CONTROL_SETTINGS):
             if getattr(body, name) is not None:
                 raise ApiError(400, f"{name} is for a control", param=name, code="invalid_value")
         return None
