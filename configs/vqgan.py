@@ -132,11 +132,11 @@ def _scenes_alone() -> ConfigDict:
 def _emoji() -> ConfigDict:
     return common.tokenizer(
         batch_size=8,
-        steps=2200,
+        steps=2800,
         log_every=50,
-        eval_every=550,
-        sample_every=550,
-        checkpoint_every=550,
+        eval_every=700,
+        sample_every=700,
+        checkpoint_every=700,
         data={
             "source": "array_record",
             "train": "demo_emoji/train",
