@@ -1,8 +1,11 @@
 """Handwritten digits, 32 px: the whole of LlamaGen in minutes on two CPU cores (`make demo`).
 
 Variants: "tokenizer" (images to 8x8 codes out of 128), "generator" (class-conditional, on the codes
-that `llamagen_jax.data.prepare codes` makes of the images).
+that `llamagen_jax.data.prepare codes` makes of the images), "surroundings" (goes on from the demo's
+generator and learns to fill holes in digits).
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -10,7 +13,7 @@ from llamagen_jax.configs import common
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    variants = {"tokenizer": _tokenizer, "generator": _generator}
+    variants = {"tokenizer": _tokenizer, "generator": _generator, "surroundings": _surroundings}
     return common.choose(__file__, variant, variants)()
 
 
@@ -64,3 +67,11 @@ def _generator() -> ConfigDict:
         },
         optimizer={"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50},
     )
+
+
+def _surroundings() -> ConfigDict:
+    config: Any = _generator()
+    config.update(init_from="demo/generator", steps=1500, expected_loss=())
+    config.data.update(source="digits", train="train", eval="test", control=("surroundings",))
+    config.model.update(control_layers=2, control_dim=128, control_patch=4)
+    return config

@@ -23,6 +23,7 @@ CONFIGS = (
     "c2i.py:B-aspects",
     "digits.py:tokenizer",
     "digits.py:generator",
+    "digits.py:surroundings",
     "photos.py",
     "t2i.py:stage1",
     "t2i.py:stage2",
