@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 SPHINX = $(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going docs build/docs
 
-.PHONY: demo demo-control demo-emoji demo-text docs nightly serve test
+.PHONY: demo demo-control demo-emoji demo-holes demo-text docs nightly serve test
 
 demo: .venv/demo
 	$(BIN)/python -m demos.digits
@@ -13,6 +13,9 @@ demo-text: .venv/demo-text
 
 demo-control: .venv/demo-text
 	$(BIN)/python -m demos.control
+
+demo-holes: .venv/demo
+	$(BIN)/python -m demos.holes
 
 demo-emoji: .venv/demo-emoji
 	$(BIN)/python -m demos.emoji
@@ -39,7 +42,7 @@ test: .venv/test
 
 nightly: .venv/test
 	$(BIN)/pytest -m slow
-	$(MAKE) demo demo-text demo-control demo-emoji
+	$(MAKE) demo demo-text demo-control demo-holes demo-emoji
 
 # One stamp per extra, renewed when the requirements change.
 .venv/demo: EXTRA = demo

@@ -1,8 +1,8 @@
 """Handwritten digits, 32 px: the whole of LlamaGen in minutes on two CPU cores (`make demo`).
 
 Variants: "tokenizer" (images to 8x8 codes out of 128), "generator" (class-conditional, on the codes
-that `llamagen_jax.data.prepare codes` makes of the images), "surroundings" (goes on from the demo's
-generator and learns to fill holes in digits).
+that `llamagen_jax.data.prepare codes` makes of the images), "surroundings" (the same of images, and
+of what is around holes in them: `make demo-holes`).
 """
 
 from typing import Any
@@ -71,7 +71,7 @@ def _generator() -> ConfigDict:
 
 def _surroundings() -> ConfigDict:
     config: Any = _generator()
-    config.update(init_from="demo/generator", steps=1500, expected_loss=())
+    config.update(steps=1500, expected_loss=())
     config.data.update(source="digits", train="train", eval="test", control=("surroundings",))
-    config.model.update(control_layers=2, control_dim=128, control_patch=4)
+    config.model.update(control_layers=2, control_dim=128, control_patch=4, code_dropout=0.5)
     return config

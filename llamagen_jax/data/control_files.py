@@ -52,7 +52,7 @@ def as_control(data: bytes, name: str, kind: str, size: tuple[int, int]) -> np.n
     """
     pixels = _resized(_decoded(data, name), name, size)
     if kind != MAP:
-        pixels = np.repeat(detect(kind, pixels)[..., None], 3, axis=-1)
+        pixels = np.asarray(Image.fromarray(detect(kind, pixels)).convert("RGB"))
     if pixels.min() == pixels.max():
         # It may be meant: a drawing without any edges.
         what = "" if kind == MAP else f", its {kind}"
