@@ -71,7 +71,7 @@ def _generator() -> ConfigDict:
 
 def _surroundings() -> ConfigDict:
     config: Any = _generator()
-    config.update(steps=1500, expected_loss=())
+    config.update(steps=1500, expected_loss=((500, 1.6, 1.85), (1500, 1.1, 1.25)))
     config.data.update(source="digits", train="train", eval="test", control=("surroundings",))
     config.model.update(control_layers=2, control_dim=128, control_patch=4, code_dropout=0.5)
     return config

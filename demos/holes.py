@@ -5,6 +5,7 @@ are drawn anew: without that control, where a code knows none but those above it
 and with it.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -21,7 +22,8 @@ HOLES = {
     "right half": (0, 32, 16, 32),
     "middle": (8, 24, 8, 24),
 }
-_DRAWN = ("upper half", "left half")
+# What is kept lies after these holes in raster order.
+_AT_THE_START = ("upper half", "left half")
 _SHOWN = 16
 
 
@@ -56,7 +58,7 @@ def measure() -> list[Figure]:
     filled = _fill(digits, labels)
 
     rows = []
-    for name in _DRAWN:
+    for name in _AT_THE_START:
         hidden = [hide(digit, _hole(name)) for digit in digits[:_SHOWN]]
         rows += [np.stack(hidden), *(images[:_SHOWN] for images in filled[name])]
     save_png(FOLDER / "holes.png", grid(np.stack([*rows, digits[:_SHOWN]])))
@@ -67,9 +69,10 @@ def measure() -> list[Figure]:
     for name, (alone, shown) in filled.items():
         hole = _hole(name)
         edge = _step(shown, hole), _step(alone, hole), _step(digits, hole)
+        most = edge[1] if name in _AT_THE_START else math.inf
         distances = _distance(shown, digits, hole), _distance(alone, digits, hole)
         figures += [
-            Figure(f"{name}, step at its edge", edge[0], "{:.1f}", below=edge[1]),
+            Figure(f"{name}, step at its edge", edge[0], "{:.1f}", below=most),
             Figure("  without surroundings", edge[1], "{:.1f}"),
             Figure("  in the digits themselves", edge[2], "{:.1f}"),
             Figure("  distance from the digit", distances[0], "{:.1f}", below=distances[1]),

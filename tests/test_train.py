@@ -32,7 +32,7 @@ def _run(*arguments):
 def test_killed_run_ends_with_the_same_bits(tmp_path):
     """kill -9 once a checkpoint is there, then the same command again."""
     codes = tiny.write_codes(tmp_path / "codes")
-    values = tiny.generator_config(codes, steps=200, checkpoint_every=20, log_every=20)
+    values = tiny.generator_config(codes, steps=100, checkpoint_every=20, log_every=20)
     arguments = [f"--config={tiny.write_config(tmp_path / 'config.py', values)}"]
     assert _run(*arguments, f"--workdir={tmp_path / 'whole'}").returncode == 0
 
@@ -45,7 +45,7 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (workdir / "checkpoints" / "200").exists()
+    assert not (workdir / "checkpoints" / "100").exists()
 
     resumed = _run(*arguments, f"--workdir={workdir}")
     assert resumed.returncode == 0, resumed.stderr
@@ -58,7 +58,7 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
     for folder in (tmp_path / "whole", workdir):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
         steps = [line["step"] for line in lines if "train/loss" in line]
-        assert steps == list(range(20, 201, 20))
+        assert steps == list(range(20, 101, 20))
 
 
 @pytest.mark.parametrize(

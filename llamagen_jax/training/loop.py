@@ -15,7 +15,6 @@ from llamagen_jax.files import told_full_disk
 from llamagen_jax.interruption import Interrupted
 from llamagen_jax.training import work_folder
 from llamagen_jax.training.config import TrainConfig
-from llamagen_jax.training.metrics_log import MetricsLog
 from llamagen_jax.training.optimizer import TrainState
 from llamagen_jax.training.progress import Progress
 from llamagen_jax.training.stop_request import StopRequest
@@ -42,6 +41,9 @@ def train(task: OpenTask, workdir: Path, *, change_plan: bool = False) -> TrainS
         checkpoint from before that is kept).
       Interrupted: a signal came, and the checkpoint of the step after which it did is saved.
     """
+    # tensorboardX imports PyTorch where that is installed, for which no mistake should have to wait.
+    from llamagen_jax.training.metrics_log import MetricsLog
+
     config = task.config
     peak = flops.peak(task.compute_dtype)
     with contextlib.ExitStack() as stack:
