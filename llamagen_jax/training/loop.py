@@ -41,7 +41,7 @@ def train(task: OpenTask, workdir: Path, *, change_plan: bool = False) -> TrainS
         checkpoint from before that is kept).
       Interrupted: a signal came, and the checkpoint of the step after which it did is saved.
     """
-    # tensorboardX imports PyTorch where that is installed, for which no mistake should have to wait.
+    # tensorboardX imports PyTorch where that is installed; no mistake should have to wait for that.
     from llamagen_jax.training.metrics_log import MetricsLog
 
     config = task.config
