@@ -22,7 +22,7 @@ HOLES = {
     "right half": (0, 32, 16, 32),
     "middle": (8, 24, 8, 24),
 }
-# What is kept lies after these holes in raster order.
+# Nothing that is kept is above these holes or to their left.
 _AT_THE_START = ("upper half", "left half")
 _SHOWN = 16
 
