@@ -70,7 +70,10 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
         (["--config=configs/digits.py:tokenizer", "--config.model.dimm=3"], "'dimm'"),
         (["--config=configs/digits.py:tokenizer", "--config.seed=x"], "--config.seed=x"),
         (["--config=configs/digits.py:tokenizer", "--config.model.z_channels=0"], "z_channels=0"),
-        (["--config=configs/digits.py:generator"], "demo/tokenizer is neither a file"),
+        (
+            ["--config=configs/digits.py:generator", "--config.tokenizer=nowhere"],
+            "nowhere is neither a file",
+        ),
         (["--config=c3i.py"], "did you mean 'c2i.py'? known: c2i.py,"),
         (["--config=digits.py:tokenizer", "--config.modl.dim=3"], "no such configuration key"),
         (["--config=digits.py:tokenizer", "--config.seed.x=3"], "no such configuration key"),
