@@ -98,8 +98,10 @@ def _fill(digits: np.ndarray, labels: np.ndarray) -> dict[str, list[np.ndarray]]
         shown = alone | {"control": np.stack([hide(*edit) for edit in edits])}
         filled[name] = []
         for conditions in (alone, shown):
-            drawn = [s.images for s in generator.sample(conditions, settings, batch_size=120)]
-            filled[name].append(np.where(mask[..., None], np.concatenate(drawn), digits))
+            batches = generator.sample(conditions, settings, batch_size=120)
+            drawn = np.concatenate([samples.images for samples in batches])
+            pasted = [edit.paste(image) for edit, image in zip(edits, drawn, strict=True)]
+            filled[name].append(np.stack(pasted))
     return filled
 
 

@@ -42,6 +42,21 @@ CONFIGS = (
 )
 
 
+# Once their sizes are tiny, they take the step of another one above.
+LIKE_ANOTHER = (
+    "c2i.py:3B-384",
+    "control.py:t2i",
+    "t2i.py:stage2",
+    "t2i.py:aspects",
+    "t2i.py:scenes-stage2",
+    "t2i.py:scenes-aspects",
+    "vqgan.py:VQ-8",
+    "vqgan.py:finetune",
+    "vqgan.py:scenes-alone",
+    "vqgan.py:scenes-finetune",
+)
+
+
 def test_every_config_file_is_tested():
     assert {config.split(":")[0] for config in CONFIGS} == set(config_files.names())
 
@@ -51,9 +66,11 @@ def test_real_sizes_are_possible(config):
     from_mapping(config_files.load(config).to_dict())
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=pytest.mark.slow) if c in LIKE_ANOTHER else c for c in CONFIGS],
+)
 def test_every_config_takes_a_step_at_a_tiny_size(config):
-    """Traced: that its parts fit, and that a step leaves a state of the same shapes and dtypes."""
     values = config_files.load(config).to_dict()
     is_tokenizer = values["task"] == "tokenizer"
     vqgan_sizes = tiny.VQGAN_SIZES | {"channel_multipliers": (1,)}
@@ -71,11 +88,9 @@ def test_every_config_takes_a_step_at_a_tiny_size(config):
         values["model"]["grids"] = ((4, 4), (2, 6))
     task = make_task(from_mapping(values))
     batch = {name: np.zeros((2, *leaf.shape), leaf.dtype) for name, leaf in task.example.items()}
-    before = jax.eval_shape(task.init)
-    after, _ = jax.eval_shape(task.train_step, before, batch)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), after
-    )
+    state, metrics = jax.jit(task.train_step)(jax.jit(task.init)(), batch)
+    assert state.step == 1
+    assert np.isfinite(metrics.loss.compute())
 
 
 def test_unknown_variant_names_the_nearest():
